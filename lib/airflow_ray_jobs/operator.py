@@ -1,0 +1,210 @@
+"""`RayJobOperator`: one Airflow task = one Ray job, adopted, followed or started again as `status.py` decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+from airflow_ray_jobs.airflow_compat import (
+    AirflowException,
+    AirflowFailException,
+    BaseOperator,
+    Context,
+    recall,
+    remember,
+)
+from airflow_ray_jobs.client import JobInfo, JobRequest, RayJobsClient
+from airflow_ray_jobs.errors import InvalidRequest, RayJobsError, RayUnreachable
+from airflow_ray_jobs.hook import RayHook
+from airflow_ray_jobs.outcome import Outcome, outcome_of
+from airflow_ray_jobs.protocol import ATTEMPT_VARIABLE, attempt_id
+from airflow_ray_jobs.status import Stand, Step, next_step
+from airflow_ray_jobs.trigger import RayJobTrigger
+
+Answer = TypeVar("Answer")
+
+SUBMITTED = "ray_job_attempt"  # keys of the task state store: the latest attempt that was submitted,
+TAKEN = "ray_job_taken"  # and the attempt whose result the task handed over
+
+
+class RayJobOperator(BaseOperator):
+    """Runs ``entrypoint`` as a Ray job and returns what the job wrote as ``RAY_JOB_RESULT`` (see ``protocol.py``).
+
+    The task is deferred while the job runs. Attempt ``n`` of the job has the submission id ``<submission_id>-<n>``
+    (``<submission_id>-map<i>-<n>`` for a mapped task). A later try adopts a live job and takes a result that is
+    there; after a failed, stopped or lost job it submits the next attempt. Clearing a task that had succeeded
+    submits the next attempt: a person asked for the work to be done again.
+
+    Raises AirflowException with the end of the job's log when the job fails, and AirflowFailException (no retry)
+    when the job says that a retry cannot help or Ray rejects the request.
+
+    :param entrypoint: shell command; ``{attempt}`` in it becomes the attempt number. Templated.
+    :param submission_id: base of the job's id, the same for all tries of one task instance. Templated.
+    :param env_vars: environment of the job, visible in Ray's dashboard: no secrets. ``RAY_JOB_ATTEMPT`` is added.
+        Templated.
+    :param metadata: labels of the job; those that name the Airflow task are added. Templated.
+    :param ray_conn_id: connection of type ``ray``. Templated.
+    :param num_cpus: CPUs reserved for the entrypoint's own process; likewise ``num_gpus`` and ``custom_resources``.
+    :param job_timeout: time from submission after which the job is stopped and the try fails; by default the
+        task's ``execution_timeout``, which Airflow itself does not apply while a task is deferred.
+    :param queue_timeout: how long the job may wait for its resources before it is stopped and the try fails.
+    :param patience: how long Ray may be silent (a head that restarts) before the try fails.
+    :param max_poll: time between two looks at the job; the first looks come faster.
+    """
+
+    template_fields: Sequence[str] = ("entrypoint", "submission_id", "env_vars", "metadata", "ray_conn_id")
+    template_fields_renderers = {"entrypoint": "bash", "env_vars": "json", "metadata": "json"}  # noqa: RUF012
+    ui_color = "#dbeafe"
+
+    def __init__(
+        self,
+        *,
+        entrypoint: str,
+        submission_id: str = "{{ dag.dag_id }}-{{ run_id }}-{{ task.task_id }}",
+        env_vars: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        ray_conn_id: str = RayHook.default_conn_name,
+        num_cpus: float = 0,
+        num_gpus: float = 0,
+        custom_resources: Mapping[str, float] | None = None,
+        job_timeout: timedelta | None = None,
+        queue_timeout: timedelta | None = None,
+        patience: timedelta = timedelta(minutes=5),
+        max_poll: timedelta = timedelta(seconds=5),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.entrypoint = entrypoint
+        self.submission_id = submission_id
+        self.env_vars = dict(env_vars or {})
+        self.metadata = dict(metadata or {})
+        self.ray_conn_id = ray_conn_id
+        self.num_cpus = num_cpus
+        self.num_gpus = num_gpus
+        self.custom_resources = dict(custom_resources or {})
+        self.job_timeout = job_timeout or self.execution_timeout
+        self.queue_timeout = queue_timeout
+        self.patience = patience
+        self.max_poll = max_poll
+        self._in_flight: str | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Looks at the latest attempt, then waits for it, takes its result, or submits the next one."""
+        with RayHook(self.ray_conn_id).get_conn() as client:
+            attempt, info = self._latest_attempt(client, context)
+            stand = self._stand(context, attempt)
+            step = next_step(info.status if info else None, stand)
+            if step is Step.SUBMIT:
+                self._submit_and_defer(client, context, attempt + 1)
+            submission_id = self._id(context, attempt)
+            if step is Step.WAIT:
+                self.log.info("Adopting Ray job %s, which an earlier try submitted.", submission_id)
+                self._in_flight = submission_id
+                self._defer(submission_id, attempt, adopted=True)
+            log = self._patiently(lambda: client.log(submission_id))
+        return self._finish(context, outcome_of(info, stand, submission_id, attempt, log))
+
+    def resume(self, context: Context, event: dict[str, Any]) -> Any:
+        """Continues when the trigger has fired: returns the result, fails, or submits the next attempt."""
+        outcome = Outcome.read(event)
+        if outcome.step == Step.SUBMIT.value:
+            self.log.info("%s, and it was not submitted by this try.", outcome.message)
+            with RayHook(self.ray_conn_id).get_conn() as client:
+                self._submit_and_defer(client, context, outcome.attempt + 1)
+        return self._finish(context, outcome)
+
+    def on_kill(self) -> None:
+        """Stops the job when the worker is told to end between submitting and deferring."""
+        if self._in_flight is not None:
+            self.log.info("The task was killed: stopping Ray job %s.", self._in_flight)
+            with RayHook(self.ray_conn_id).get_conn() as client:
+                client.stop(self._in_flight)
+
+    def _finish(self, context: Context, outcome: Outcome) -> dict[str, Any] | None:
+        if outcome.step == Step.TAKE.value:
+            remember(context, TAKEN, outcome.attempt)
+            return outcome.result
+        raise (AirflowException if outcome.retryable else AirflowFailException)(outcome.message)
+
+    def _latest_attempt(self, client: RayJobsClient, context: Context) -> tuple[int, JobInfo | None]:
+        """The highest attempt that was submitted, and its job; attempt 0 when there was none.
+
+        A remembered attempt that Ray no longer knows is lost, and its number is not used again: what it wrote
+        must not be mistaken for what its successor writes.
+        """
+        attempt = recall(context, SUBMITTED)
+        info = self._patiently(lambda: client.job(self._id(context, attempt))) if attempt else None
+        while (later := self._patiently(lambda: client.job(self._id(context, attempt + 1)))) is not None:
+            attempt, info = attempt + 1, later
+        return attempt, info
+
+    def _stand(self, context: Context, attempt: int) -> Stand:
+        if attempt and recall(context, TAKEN) == attempt:
+            return Stand.CLEARED
+        return Stand.LATER_TRY if context["ti"].try_number > 1 else Stand.FIRST_TRY
+
+    def _submit_and_defer(self, client: RayJobsClient, context: Context, attempt: int) -> NoReturn:
+        request = self._request(context, attempt)
+        # Remembered first: an attempt number may be skipped, never used twice.
+        remember(context, SUBMITTED, attempt)
+        self._in_flight = request.submission_id
+        try:
+            self._patiently(lambda: client.submit(request))
+        except InvalidRequest as error:
+            raise AirflowFailException(f"Ray job {request.submission_id}: {error}") from error
+        self.log.info("Submitted Ray job %s: %s", request.submission_id, request.entrypoint)
+        self._defer(request.submission_id, attempt, adopted=False)
+
+    def _request(self, context: Context, attempt: int) -> JobRequest:
+        ti = context["ti"]
+        task = {"airflow_dag_id": ti.dag_id, "airflow_run_id": ti.run_id, "airflow_task_id": ti.task_id,
+                "airflow_map_index": ti.map_index, "airflow_try_number": ti.try_number}  # fmt: skip
+        return JobRequest(
+            submission_id=self._id(context, attempt),
+            # Not str.format: entrypoints may hold JSON.
+            entrypoint=self.entrypoint.replace("{attempt}", str(attempt)),
+            env_vars={**_as_text(self.env_vars), ATTEMPT_VARIABLE: str(attempt)},
+            metadata=_as_text({**self.metadata, **task}),
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+            resources=self.custom_resources,
+        )
+
+    def _id(self, context: Context, attempt: int) -> str:
+        index = context["ti"].map_index
+        return attempt_id(self.submission_id if index is None or index < 0 else f"{self.submission_id}-map{index}", attempt)
+
+    def _defer(self, submission_id: str, attempt: int, adopted: bool) -> NoReturn:
+        trigger = RayJobTrigger(
+            ray_conn_id=self.ray_conn_id,
+            submission_id=submission_id,
+            attempt=attempt,
+            adopted=adopted,
+            max_poll_s=self.max_poll.total_seconds(),
+            job_timeout_s=self.job_timeout.total_seconds() if self.job_timeout else None,
+            queue_timeout_s=self.queue_timeout.total_seconds() if self.queue_timeout else None,
+            patience_s=self.patience.total_seconds(),
+        )
+        self.defer(trigger=trigger, method_name="resume")
+
+    def _patiently(self, call: Callable[[], Answer]) -> Answer:
+        """The call's answer; while Ray is silent, tries again for as long as the patience lasts."""
+        deadline = time.monotonic() + self.patience.total_seconds()
+        while True:
+            try:
+                return call()
+            except RayUnreachable as error:
+                if time.monotonic() > deadline:
+                    raise AirflowException(f"{error} Tried for {self.patience}; is the Ray head up?") from error
+                self.log.warning("%s Trying again.", error)
+                time.sleep(2)
+            except InvalidRequest:
+                raise
+            except RayJobsError as error:
+                raise AirflowException(str(error)) from error
+
+
+def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}

@@ -1,0 +1,201 @@
+"""Waits for a Ray job in the triggerer: shows its log, keeps its time limits, stops it when a person kills the task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow_ray_jobs.airflow_compat import BaseTrigger, TriggerEvent, task_state
+from airflow_ray_jobs.client import AsyncRayJobsClient, JobInfo
+from airflow_ray_jobs.errors import RayJobsError, RayUnreachable
+from airflow_ray_jobs.hook import RayHook
+from airflow_ray_jobs.log_follower import LogFollower
+from airflow_ray_jobs.outcome import Outcome, given_up, outcome_of
+from airflow_ray_jobs.status import TERMINAL, Stand, Step, next_step
+
+FIRST_POLL_S = 1.0
+POLL_GROWTH = 1.2
+STOP_WAIT_S = 30.0
+KILL_WAIT_S = 20.0  # Airflow gives on_kill 30 s
+LOG_TIME_SHARE = 0.05  # reading the log takes at most this share of the time, however long the log has grown
+
+
+class RayJobTrigger(BaseTrigger):
+    """Fires one event, an :class:`~airflow_ray_jobs.outcome.Outcome`, when the job has ended or is given up.
+
+    A restarted or reassigned triggerer begins again with the same arguments, and the job never notices.
+
+    :param ray_conn_id: Airflow connection of the Ray cluster.
+    :param submission_id: id of the job, with its attempt.
+    :param attempt: the attempt, counted from 1.
+    :param adopted: whether an earlier try had submitted the job.
+    :param max_poll_s: seconds between two looks; the first come after one second.
+    :param job_timeout_s: seconds from submission after which the job is stopped; None for no limit.
+    :param queue_timeout_s: seconds that the job may stay PENDING before it is stopped; None for no limit.
+    :param patience_s: seconds without an answer from Ray after which the try fails.
+    """
+
+    def __init__(
+        self,
+        ray_conn_id: str,
+        submission_id: str,
+        attempt: int,
+        adopted: bool,
+        max_poll_s: float,
+        job_timeout_s: float | None,
+        queue_timeout_s: float | None,
+        patience_s: float,
+    ) -> None:
+        super().__init__()
+        self.ray_conn_id = ray_conn_id
+        self.submission_id = submission_id
+        self.attempt = attempt
+        self.adopted = adopted
+        self.max_poll_s = max_poll_s
+        self.job_timeout_s = job_timeout_s
+        self.queue_timeout_s = queue_timeout_s
+        self.patience_s = patience_s
+        self._follower = LogFollower()
+        self._next_log_at = 0.0
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What a triggerer needs to build this trigger again; the token stays in the connection."""
+        names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "job_timeout_s",
+                 "queue_timeout_s", "patience_s")  # fmt: skip
+        return "airflow_ray_jobs.trigger.RayJobTrigger", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Follows the job to its end."""
+        self.log.info("Following Ray job %s; its log, from the beginning:", self.submission_id)
+        try:
+            async with AsyncRayJobsClient(await RayHook(self.ray_conn_id).address_for_trigger()) as client:
+                outcome = await self._follow(client)
+        except RayJobsError as error:
+            outcome = given_up(self.submission_id, self.attempt, f"Ray job {self.submission_id}: {error}")
+        yield TriggerEvent(outcome.payload())
+
+    async def on_kill(self) -> None:
+        """Stops the job because a person marked the task failed or succeeded, or cleared it.
+
+        Airflow also calls this when another triggerer took the trigger over (apache/airflow#41231): then the task
+        is still deferred, and its job must go on.
+        """
+        if self.task_instance is not None and await task_state(self.task_instance) == "deferred":
+            self.log.info("Another triggerer follows Ray job %s now; it goes on.", self.submission_id)
+            return
+        self.log.info("The task was killed: stopping Ray job %s.", self.submission_id)
+        async with AsyncRayJobsClient(await RayHook(self.ray_conn_id).address_for_trigger()) as client:
+            info = await self._stop(client, KILL_WAIT_S)
+        if info is not None and info.status not in TERMINAL:
+            self.log.error(
+                "Ray job %s is still %s. Stop it by hand: ray job stop %s",
+                self.submission_id, info.status, self.submission_id,
+            )  # fmt: skip
+        else:
+            self.log.info("Ray job %s is %s.", self.submission_id, info.status if info else "gone")
+
+    @property
+    def _stand(self) -> Stand:
+        return Stand.ADOPTED if self.adopted else Stand.OWN
+
+    async def _follow(self, client: AsyncRayJobsClient) -> Outcome:
+        """Polls until the job ends, a limit is passed, or Ray stays silent for longer than the patience."""
+        poll_s, silent_since, said = FIRST_POLL_S, None, ""
+        while True:
+            try:
+                info = await client.job(self.submission_id)
+                silent_since = None
+            except RayUnreachable as error:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > self.patience_s:
+                    message = f"Ray job {self.submission_id}: no answer for {self.patience_s:.0f} s. {error} "
+                    message += "The job may still run; a retry adopts it."
+                    return given_up(self.submission_id, self.attempt, message)
+                self.log.warning("%s Trying again for up to %.0f s.", error, self.patience_s)
+            else:
+                if info is not None and (news := f"{info.status}: {info.message}") != said:
+                    self.log.info("Ray job %s is %s", self.submission_id, news)
+                    said = news
+                if next_step(info.status if info else None, self._stand) is not Step.WAIT:
+                    return await self._end(client, info)
+                if info is not None and (passed := self._passed_limit(info)):
+                    return await self._give_up(client, passed)
+                await self._show_log(client)
+            await asyncio.sleep(poll_s)
+            poll_s = min(poll_s * POLL_GROWTH, self.max_poll_s)
+
+    def _passed_limit(self, info: JobInfo) -> str:
+        """Which time limit the job has passed, in words; empty when none."""
+        if info.start_time_s is None:
+            return ""
+        age_s = time.time() - info.start_time_s
+        if info.status == "PENDING" and self.queue_timeout_s is not None and age_s > self.queue_timeout_s:
+            return (
+                f"it did not start within its queue_timeout of {self.queue_timeout_s:.0f} s. {info.message.strip()} "
+                "Compare what the task asks for (num_cpus, num_gpus, custom_resources) with the cluster."
+            )
+        if self.job_timeout_s is not None and age_s > self.job_timeout_s:
+            return f"it did not end within its job_timeout of {self.job_timeout_s:.0f} s."
+        return ""
+
+    async def _give_up(self, client: AsyncRayJobsClient, reason: str) -> Outcome:
+        """Stops a job that passed a limit. If it succeeded just before the stop, that counts."""
+        self.log.warning("Stopping Ray job %s: %s", self.submission_id, reason)
+        info = await self._stop(client, STOP_WAIT_S)
+        if info is not None and info.status == "SUCCEEDED":
+            return await self._end(client, info)
+        ended = info is None or info.status in TERMINAL
+        now = "It was stopped." if ended else "Ray has not stopped it yet; a retry adopts it if it still runs."
+        return given_up(self.submission_id, self.attempt, f"Ray job {self.submission_id}: {reason} {now}")
+
+    async def _stop(self, client: AsyncRayJobsClient, wait_s: float) -> JobInfo | None:
+        """Asks for the stop, again if need be, and returns what Ray says about the job at the end."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                await client.stop(self.submission_id)
+                info = await client.job(self.submission_id)
+                if info is None or info.status in TERMINAL or time.monotonic() > deadline:
+                    return info
+            except RayUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(FIRST_POLL_S)
+
+    async def _end(self, client: AsyncRayJobsClient, info: JobInfo | None) -> Outcome:
+        """Shows the rest of the log and says how the job ended."""
+        log = await self._whole_log(client) if info is not None else ""
+        await self._show(log, ended=True)
+        return outcome_of(info, self._stand, self.submission_id, self.attempt, log)
+
+    async def _whole_log(self, client: AsyncRayJobsClient) -> str:
+        """The log of a job that has ended; the node that keeps it may need several calls to answer."""
+        deadline = time.monotonic() + min(self.patience_s, 60)
+        while True:
+            try:
+                return await client.log(self.submission_id)
+            except RayUnreachable as error:
+                if time.monotonic() > deadline:
+                    self.log.warning("The log of Ray job %s cannot be read: %s", self.submission_id, error)
+                    return ""
+            await asyncio.sleep(FIRST_POLL_S)
+
+    async def _show_log(self, client: AsyncRayJobsClient) -> None:
+        """Shows the new lines, unless reading the log would take too large a share of the time."""
+        begin = time.monotonic()
+        if begin < self._next_log_at:
+            return
+        try:
+            log = await client.log(self.submission_id)
+        except RayUnreachable:
+            return  # the next look at the status says so, if Ray stays silent
+        self._next_log_at = begin + (time.monotonic() - begin) / LOG_TIME_SHARE
+        await self._show(log, ended=False)
+
+    async def _show(self, log: str, ended: bool) -> None:
+        for number, line in enumerate(self._follower.new_lines(log, ended)):
+            self.log.info("%s", line)
+            if number % 100 == 99:
+                await asyncio.sleep(0)

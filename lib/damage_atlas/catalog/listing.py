@@ -1,0 +1,139 @@
+"""What is there: a folder or an S3 prefix, in the order of names, and nothing from outside it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from damage_atlas.errors import InputError, StoreError
+from damage_atlas.images import escape_name
+from damage_atlas.store.objects import Store
+
+# By their names these are pictures, so each becomes a row; the last five are formats that are not read.
+PICTURE_SUFFIXES: Final = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .tif .tiff .webp .bmp .gif .heic .heif .avif .jp2 .jxl".split()  # noqa: SIM905
+)
+# What operating systems, archivers and photo stations leave behind.
+_SYSTEM_FOLDERS: Final = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information"})
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file with a picture's name; ``reason`` says why it will not even be opened.
+
+    Attributes:
+        file: relative to the image folder, escaped by ``images.escape_name``.
+    """
+
+    file: str
+    size_bytes: int | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+@dataclass
+class Listing:
+    """Pictures and everything else, both sorted by name."""
+
+    files: list[ListedFile] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # side-cars, hidden files, folders ending in /
+
+
+def list_images(store: Store, skip: str | None = None) -> Listing:
+    """List an image folder.
+
+    Hidden files and folders and files without a picture's name are ignored. A link to a file inside the
+    folder is that file again, a link out of it a quarantined file, and a link to a folder inside it is
+    ignored, so that loops end.
+
+    Args:
+        skip: a sub-folder that holds no images of the archive: the store of the run.
+
+    Raises:
+        InputError: the folder is not there.
+        StoreError: it cannot be read.
+    """
+    listing = Listing()
+    if store.folder is None:
+        for item in store.list():
+            if skip is not None and item.key.startswith(f"{skip}/"):
+                continue
+            if not item.key.endswith("/"):
+                _sort_in(listing, item.key, ListedFile(escape_name(item.key), item.size_bytes))
+    else:
+        if not store.folder.is_dir():
+            what = "is not a folder" if store.folder.exists() else "is not there"
+            raise InputError(f"images: {store.folder} {what}. Give the folder that holds the images.")
+        for name, listed in _walk(str(store.folder), "", os.path.realpath(store.folder), skip):
+            if listed is None:
+                listing.ignored.append(escape_name(name))
+            else:
+                _sort_in(listing, name, listed)
+    listing.files.sort(key=lambda listed: listed.file)
+    listing.ignored.sort()
+    return listing
+
+
+def _sort_in(listing: Listing, name: str, listed: ListedFile) -> None:
+    parts = name.split("/")
+    hidden = any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in parts)
+    if hidden or (listed.reason is None and not _is_picture_name(name)):
+        listing.ignored.append(listed.file)
+    else:
+        listing.files.append(listed)
+
+
+def _is_picture_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
+def _walk(folder: str, prefix: str, root: str, skip: str | None) -> Iterator[tuple[str, ListedFile | None]]:
+    """(relative name, file) of all below ``folder``; None for a folder that is not entered."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError as error:
+        raise StoreError(
+            f"{escape_name(folder)} cannot be listed ({error.strerror}). Check its permissions.",
+            retryable=not isinstance(error, PermissionError),
+        ) from error
+    for entry in found:
+        name = prefix + entry.name
+        if entry.is_symlink():
+            yield _follow(entry.path, name, root)
+        elif entry.is_dir():
+            hidden = entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS
+            if hidden or name == skip:
+                yield f"{name}/", None
+            else:
+                yield from _walk(entry.path, f"{name}/", root, skip)
+        else:
+            yield name, _listed(name, entry)
+
+
+def _follow(path: str, name: str, root: str) -> tuple[str, ListedFile | None]:
+    target = os.path.realpath(path)
+    file = escape_name(name)
+    if os.path.commonpath([root, target]) != root:
+        is_ours = os.path.isdir(target) or _is_picture_name(name)
+        return name, ListedFile(file, None, "link_outside", "its target lies elsewhere") if is_ours else None
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        detail = f"symbolic link: {os.strerror(error.errno or 0)}"
+        return name, ListedFile(file, None, "unreadable", detail) if _is_picture_name(name) else None
+    return (f"{name}/", None) if is_folder else (name, _listed(name, path))
+
+
+def _listed(name: str, path: str | os.DirEntry[str]) -> ListedFile:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return ListedFile(escape_name(name))  # gone since scandir; opening it will say so
+    if stat.S_ISREG(status.st_mode) or not _is_picture_name(name):
+        return ListedFile(escape_name(name), status.st_size)
+    # Opening a pipe would wait for ever.
+    return ListedFile(escape_name(name), None, "unreadable", "not a regular file")

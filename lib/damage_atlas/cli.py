@@ -1,0 +1,359 @@
+"""The command line. Every command has --help; --json prints facts; exit code 0 ok, 1 a retry may help, 2 bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from damage_atlas.errors import AtlasError, InputError
+from damage_atlas.spec import (
+    ArchiveSpec,
+    CatalogSpec,
+    RunSpec,
+    Settings,
+    parse_document,
+    with_overrides,
+)
+from damage_atlas.store import Run, Store, start_run
+from damage_atlas.store.versions import read_version
+
+app = typer.Typer(
+    help="Damage Atlas: a folder of inspection images becomes a published map of damage.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print facts as one JSON object.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="DAMAGE_ATLAS_STORE", help="file:///folder, a path, or s3://bucket/prefix.")
+]
+ArchiveOption = Annotated[str, typer.Option("--archive", help="Name of the archive.")]
+ImagesOption = Annotated[str, typer.Option("--images", help="Folder or s3:// prefix with the images.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting, e.g. train.iterations=500.")]
+SpecOption = Annotated[Path | None, typer.Option("--spec", help="YAML file of settings.")]
+GroupsOption = Annotated[
+    str | None, typer.Option("--groups", help="CSV (file, group): images of a group stay in one split.")
+]
+RunIdOption = Annotated[str | None, typer.Option("--run-id", help="Name the run, or go on with the one of that name.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Address of a run (see `history`).")]
+KFlag = Annotated[int, typer.Option("-k", help="How many.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line, never in a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("damage_atlas").setLevel(logging.INFO)
+    try:
+        app()
+    except AtlasError as error:
+        print(f"damage-atlas: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("damage-atlas: stopped. The same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output went away; that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.command()
+def run(
+    images: ImagesOption,
+    store: StoreOption,
+    archive: Annotated[str | None, typer.Option("--archive", help="Name; by default the folder's.")] = None,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    groups: GroupsOption = None,
+    run_id: RunIdOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Every stage on a folder of images: train (class = sub-folder), then the rest; stopped runs go on."""
+    name = archive or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(images.rstrip("/")).name).strip("-.") or "images"
+    settings = _settings(spec, set_, groups, Settings())
+    _finish(
+        start_run(
+            Store(store), kind="run", archive=name, images=images, model=name, settings=settings, run_id=run_id
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def recluster(
+    store: StoreOption,
+    archive: ArchiveOption,
+    images: ImagesOption,
+    model: Annotated[str, typer.Option("--model", help="NAME or NAME@VERSION; by default the promoted version.")],
+    delivery: Annotated[str | None, typer.Option("--delivery", help="List up to and with this delivery.")] = None,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    run_id: RunIdOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Catalog to publish with a model that is there; vectors of earlier runs are reused."""
+    defaults = Settings(catalog=CatalogSpec(labels="none", deliveries="folder" if delivery else "none"))
+    _finish(
+        start_run(
+            Store(store),
+            kind="recluster",
+            archive=archive,
+            images=images,
+            model=model,
+            settings=_settings(spec, set_, None, defaults),
+            delivery=delivery,
+            run_id=run_id,
+        ),
+        as_json,
+    )
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    def command(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
+        from damage_atlas.pipeline import run_stage
+
+        artifact = run_stage(Run.load(run_uri), name)
+        _print(artifact.model_dump(mode="json"), as_json, f"{name}: complete, {artifact.counts}")
+
+    command.__doc__ = help_text
+    app.command(name)(command)
+
+
+_stage_command("catalog", "One stage of a run: list, check, hash, tile and split its images.")
+_stage_command("train", "One stage of a run: learn the embedding and register a model version.")
+_stage_command("embed", "One stage of a run: a vector for every image that has none.")
+_stage_command("index", "One stage of a run: the FAISS index, with its measured recall.")
+_stage_command("cluster", "One stage of a run: map, clusters and their persistent ids.")
+_stage_command("explain", "One stage of a run: nearest images and heat maps.")
+_stage_command("report", "One stage of a run: the page people read, its figures and its JSON twin.")
+_stage_command("publish", "One stage of a run: verify all digests and make the run the current version.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to work in.")] = Path("var/demo"),
+    size: Annotated[int, typer.Option("--size", min=60, help="How many images.")] = 1500,
+    deliveries: Annotated[int, typer.Option("--deliveries", min=1, help="How many deliveries.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Of all draws.")] = 0,
+    images_only: Annotated[bool, typer.Option("--images-only", help="Make the images and stop.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """A procedural inspection archive with known hidden sub-modes, through every stage in one process."""
+    from damage_atlas.demo import make_demo
+    from damage_atlas.progress import Progress
+
+    with Progress("images", "images", size) as progress:
+        summary = make_demo(
+            out, size=size, deliveries=deliveries, seed=seed, on_progress=lambda done, _: progress.add(done - progress.done)
+        )
+    if images_only:
+        _print({"images": str(out / "images")}, as_json, f"demo images lie in {out / 'images'}")
+        return
+    from damage_atlas.demo_runs import run_demo
+
+    _print_summaries(run_demo(out, summary), as_json)
+
+
+@app.command()
+def search(
+    image: Annotated[str, typer.Argument(help="A file, a URI, or an image_id of the archive.")],
+    store: StoreOption,
+    archive: ArchiveOption,
+    k: KFlag = 10,
+    as_json: JsonFlag = False,
+) -> None:
+    """The nearest images of the current version, with their clusters."""
+    from damage_atlas.query import search as find
+
+    rows = find(store, archive, image, k)
+    if as_json:
+        _json(rows)
+    else:
+        _table(rows, ("rank", "similarity", "cluster_id", "label", "asset_id", "uri"))
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="An archive file, a settings file or a run.yaml.")]) -> None:
+    """Check an archive, settings or run file; misspelt keys are named."""
+    import yaml
+
+    try:
+        text = file.read_text()
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    keys = set(data) if isinstance(data, dict) else set()
+    kind: type[Any] = RunSpec if "run_id" in keys else ArchiveSpec if keys & {"archive", "images"} else Settings
+    parse_document(kind, text, file.name)
+    console.print(f"{file.name}: a valid {kind.__name__}", highlight=False)
+
+
+@app.command()
+def history(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = False) -> None:
+    """The archive's versions, oldest first."""
+    from damage_atlas.query import history as versions
+
+    rows = versions(Store(store), archive)
+    if as_json:
+        _json(rows)
+    elif not rows:
+        console.print(f"{archive} has no published version in {store}.", highlight=False)
+    else:
+        _table(rows, tuple(rows[0]))
+
+
+@app.command()
+def diff(
+    a: Annotated[int, typer.Argument(help="A version.")],
+    b: Annotated[int, typer.Argument(help="Another version.")],
+    store: StoreOption,
+    archive: ArchiveOption,
+    as_json: JsonFlag = False,
+) -> None:
+    """What differs between two versions."""
+    from damage_atlas.query import diff as compare
+
+    _print(compare(Store(store), archive, a, b), as_json)
+
+
+@app.command()
+def rollback(
+    n: Annotated[int, typer.Argument(help="The version to go back to.")],
+    store: StoreOption,
+    archive: ArchiveOption,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make an older version's run current again, by a new version record."""
+    from damage_atlas.publish import rollback as roll_back
+    from damage_atlas.query import published_run
+
+    record = roll_back(published_run(Store(store), archive, n))
+    _print(record.model_dump(mode="json"), as_json, f"version {record.version} of {archive} is run {record.run_id}")
+
+
+@app.command()
+def verify(
+    store: StoreOption,
+    archive: ArchiveOption,
+    version: Annotated[int | None, typer.Option("--version", help="By default the current one.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Re-hash everything a version holds."""
+    from damage_atlas.publish import verify_run
+    from damage_atlas.query import published_run
+
+    record = read_version(Store(store), archive, version)
+    problems = verify_run(published_run(Store(store), archive, record.version))
+    _print(
+        {"archive": archive, "version": record.version, "problems": problems},
+        as_json,
+        "\n".join(problems) or f"version {record.version} of {archive}: every digest matches",
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def failed(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
+    """Every quarantined file of a run, with its reason."""
+    from damage_atlas.query import failed as quarantined
+
+    rows = quarantined(Run.load(run_uri))
+    if as_json:
+        _json(rows)
+    elif rows:
+        _table(rows, ("file", "reason", "detail"))
+    else:
+        console.print("nothing is quarantined")
+
+
+@app.command()
+def show(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
+    """A run at a glance: settings, stages, facts, where its tables lie."""
+    from damage_atlas.query import show as glance
+
+    _print(glance(Run.load(run_uri)), as_json)
+
+
+def _settings(spec: Path | None, assignments: list[str] | None, groups: str | None, defaults: Settings) -> Settings:
+    settings = defaults
+    if spec is not None:
+        try:
+            settings = parse_document(Settings, spec.read_text(), spec.name)
+        except OSError as error:
+            raise InputError(f"{spec} cannot be read ({error.strerror}).") from error
+    assigned = list(assignments or [])
+    if groups is not None:
+        location = groups if "://" in groups else str(Path(groups).absolute())
+        assigned.append(f"catalog.groups={json.dumps(location)}")
+    return with_overrides(settings, assigned)
+
+
+def _finish(opened: Run, as_json: bool) -> None:
+    from damage_atlas.pipeline import run_pipeline, summarize
+
+    for artifact in run_pipeline(opened):
+        logging.getLogger("damage_atlas").info("%s: sealed in %.1f s", artifact.stage, artifact.seconds)
+    summary = summarize(opened)
+    if as_json:
+        _json(summary)
+    else:
+        _print_summary(summary)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    counts = summary["counts"]
+    console.print(
+        f"version {summary['version']}: {summary['clusters']} clusters ({summary['new_clusters']} new), "
+        f"{summary['noise_share']:.1%} noise; {counts['listed']:,} listed = {counts['embedded']:,} embedded + "
+        f"{counts['reused']:,} reused + {counts['duplicate']:,} duplicate + {counts['quarantined']:,} quarantined",
+        highlight=False,
+    )
+    console.print(f"report: {summary['report_uri']}", highlight=False, soft_wrap=True)
+
+
+def _print_summaries(summaries: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _json(summaries)
+    else:
+        for summary in summaries:
+            _print_summary(summary)
+
+
+def _print(document: dict[str, Any], as_json: bool, text: str | None = None) -> None:
+    if as_json:
+        _json(document)
+    elif text is not None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    else:
+        import yaml
+
+        console.print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), highlight=False, markup=False)
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(("" if row[name] is None else str(row[name])).replace("[", "\\[") for name in columns))
+    console.print(table)
+
+
+def _json(document: Any) -> None:
+    # Not through rich: a pipe must get the bytes as they are.
+    print(json.dumps(document, indent=1, ensure_ascii=False, default=str))
+
+
+

@@ -1,0 +1,308 @@
+"""What the stages hand to each other: stage names, tables, the ledger, and the artifact that seals a stage.
+
+Importing this module loads neither torch nor faiss, so that an Airflow DAG may use it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from damage_atlas.errors import ContractError
+
+SCHEMA_VERSION: Final = 1
+
+STAGES: Final = ("catalog", "train", "embed", "index", "cluster", "explain", "report", "publish")
+RunKind = Literal["train", "recluster", "run"]
+STAGES_OF_KIND: Final[dict[str, tuple[str, ...]]] = {
+    "train": ("catalog", "train"),
+    "recluster": tuple(stage for stage in STAGES if stage != "train"),
+    "run": STAGES,
+}
+
+# Why a file or an image cannot be used. A fixed list: reports, metrics and tests group by it.
+QUARANTINE_REASONS: Final = {
+    "empty": "the file has no bytes",
+    "truncated": "the picture ends before its last row",
+    "not_an_image": "the bytes are of no picture format that is read",
+    "corrupt": "the picture's data is damaged",
+    "bomb": "the picture declares more pixels than the limit",
+    "too_small": "the picture has a side below the limit",
+    "link_outside": "a symbolic link leaves the image folder",
+    "unreadable": "the file cannot be opened",
+    "vanished": "the file was there at listing and is gone",
+    "changed": "the file's bytes changed between listing and embedding",
+}
+
+OBSERVATIONS: Final = pa.schema(
+    [
+        pa.field("observation_id", pa.string(), nullable=False),  # stable: names the place in the archive
+        pa.field("image_id", pa.string()),  # names the pixels; null where the file could not be read
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("tile_x", pa.int32()),  # pixels of the upright photo; null when the whole image
+        pa.field("tile_y", pa.int32()),
+        pa.field("tile_width", pa.int32()),
+        pa.field("tile_height", pa.int32()),
+        pa.field("frame_time_s", pa.float64()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("width", pa.int32()),  # of the whole upright photo, pixels
+        pa.field("height", pa.int32()),
+        pa.field("format", pa.string()),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("group", pa.string()),
+        pa.field("asset_id", pa.string()),
+        pa.field("inspection_id", pa.string()),
+        pa.field("element", pa.string()),
+        pa.field("position_m", pa.float64()),
+        pa.field("clock", pa.float64()),
+        pa.field("captured_at", pa.timestamp("us", tz="UTC")),
+        pa.field("latitude", pa.float64()),
+        pa.field("longitude", pa.float64()),
+        pa.field("split", pa.string()),  # train, test, or null where there is no label
+        pa.field("status", pa.string(), nullable=False),  # ok, duplicate, quarantined
+        pa.field("reason", pa.string()),
+        # beyond the contract
+        pa.field("file", pa.string(), nullable=False),  # relative to the image folder
+        pa.field("delivery", pa.string()),
+        pa.field("sha256", pa.string()),  # of the file's bytes
+        pa.field("detail", pa.string()),  # for people: what exactly was wrong
+    ]
+)
+
+
+def vectors_schema(embedding_size: int) -> pa.Schema:
+    """Schema of a part of vectors: ``image_id`` and a unit-length vector of ``embedding_size`` float32."""
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), embedding_size), nullable=False),
+        ]
+    )
+
+
+FAILED: Final = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+IDS: Final = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
+
+POINTS: Final = pa.schema(
+    [
+        pa.field("observation_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("x", pa.float32(), nullable=False),
+        pa.field("y", pa.float32(), nullable=False),
+        pa.field("cluster_id", pa.int64()),  # null for noise
+        pa.field("role", pa.string(), nullable=False),  # core, border, noise
+        pa.field("confidence", pa.float32(), nullable=False),  # share of its nearest neighbours in its cluster
+        pa.field("novelty", pa.float32(), nullable=False),  # 1 - cosine to the nearest training image, 0 to 2
+        # beyond the contract
+        pa.field("label", pa.string()),  # given, else predicted from the nearest training images
+        pa.field("label_source", pa.string()),  # given, predicted
+        pa.field("asset_id", pa.string()),
+        pa.field("delivery", pa.string()),
+    ]
+)
+
+CLUSTERS: Final = pa.schema(
+    [
+        pa.field("cluster_id", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("medoid_image_id", pa.string()),
+        pa.field("purity", pa.float32()),  # share of the most frequent label; null without labels
+        pa.field("top_label", pa.string()),
+        pa.field("label_counts", pa.map_(pa.string(), pa.int64())),
+        pa.field("confidence", pa.float32()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("map_artefact", pa.bool_(), nullable=False),
+        pa.field("first_version", pa.int64(), nullable=False),
+        # beyond the contract
+        pa.field("new_share", pa.float32()),  # share of its images that the previous version did not hold
+        pa.field("novelty", pa.float32()),  # mean over its points
+    ]
+)
+
+LINEAGE: Final = pa.schema(
+    [
+        pa.field("from_cluster_id", pa.int64()),
+        pa.field("to_cluster_id", pa.int64()),
+        pa.field("event", pa.string(), nullable=False),
+        pa.field("shared_images", pa.int64(), nullable=False),
+        pa.field("share", pa.float32(), nullable=False),  # of the images of from_cluster_id that still exist
+    ]
+)
+
+EXPLANATIONS: Final = pa.schema(
+    [
+        pa.field("cluster_id", pa.int64(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),  # 0 = sample, 1 to 9 = nearest
+        pa.field("observation_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),  # cosine to the sample
+        pa.field("picture_key", pa.string(), nullable=False),  # relative to the run folder
+        pa.field("heatmap_key", pa.string(), nullable=False),
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("faithfulness", pa.float32()),  # see explain.gradcam.faithfulness
+    ]
+)
+
+ASSETS: Final = pa.schema(
+    [
+        pa.field("asset_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("reasons", pa.list_(pa.string()), nullable=False),
+        pa.field("clusters", pa.list_(pa.int64()), nullable=False),
+        pa.field("new_observations", pa.int64(), nullable=False),
+        pa.field("progression", pa.string()),
+        pa.field("coverage_share", pa.float32()),
+        pa.field("decision", pa.string(), nullable=False),
+        pa.field("decided_by", pa.string()),
+        pa.field("decided_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+HISTORY: Final = pa.schema(
+    [
+        pa.field("iteration", pa.int32(), nullable=False),
+        pa.field("images_seen", pa.int64(), nullable=False),
+        pa.field("loss", pa.float32()),
+        pa.field("positive_cosine", pa.float32()),
+        pa.field("negative_cosine", pa.float32()),
+        pa.field("knn_accuracy", pa.float32()),  # null between evaluations
+        pa.field("seconds", pa.float32(), nullable=False),
+    ]
+)
+
+TABLES: Final[dict[str, pa.Schema]] = {
+    "catalog/observations.parquet": OBSERVATIONS,
+    "embed/failed.parquet": FAILED,
+    "index/ids.parquet": IDS,
+    "cluster/points.parquet": POINTS,
+    "cluster/clusters.parquet": CLUSTERS,
+    "cluster/lineage.parquet": LINEAGE,
+    "explain/explanations.parquet": EXPLANATIONS,
+    "report/assets.parquet": ASSETS,
+    "train/history.parquet": HISTORY,
+}
+
+
+class Document(BaseModel):
+    """A frozen JSON or YAML document; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ledger(Document):
+    """Where every observation went: ``listed = embedded + reused + duplicate + quarantined + pending``.
+
+    Counts observations. ``reused`` holds those whose vector was there already: made by an earlier run, or shared
+    with another observation of the same pixels in this one.
+    """
+
+    listed: int = 0
+    embedded: int = 0
+    reused: int = 0
+    duplicate: int = 0
+    quarantined: int = 0
+    pending: int = 0
+    reasons: dict[str, int] = Field(default_factory=dict)
+
+    def check(self, where: str) -> Ledger:
+        """Return self; raise ContractError when the equation or the reasons do not add up."""
+        accounted = self.embedded + self.reused + self.duplicate + self.quarantined + self.pending
+        if accounted != self.listed or sum(self.reasons.values()) != self.quarantined:
+            raise ContractError(
+                f"{where}: the ledger does not add up: {self.listed} listed, {accounted} accounted for "
+                f"({self.model_dump()}). This is a defect of the software; nothing was sealed."
+            )
+        return self
+
+
+class Output(Document):
+    """One sealed object of a stage."""
+
+    key: str  # from the store's root
+    sha256: str
+    size_bytes: int
+    rows: int | None = None
+
+
+class Artifact(Document):
+    """``artifact.json``: written last, once; it exists if and only if the stage is complete and checked."""
+
+    stage: str
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    attempt: int
+    inputs: dict[str, str]  # stage -> SHA-256 of its artifact.json
+    outputs: dict[str, Output]  # logical name -> object
+    code_version: str
+    counts: dict[str, int]  # in, out, failed
+    facts: dict[str, Any] = Field(default_factory=dict)
+    seconds: float
+    sealed_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class VersionRecord(Document):
+    """``versions/00000012.json``: makes a run the archive's current version; created once, never changed."""
+
+    version: int
+    archive: str
+    run_id: str
+    run_key: str
+    action: Literal["publish", "rollback"] = "publish"
+    artifacts: dict[str, str]  # stage -> SHA-256 of its artifact.json
+    ledger: Ledger
+    clusters: int
+    next_cluster_id: int  # ids below it were given once and are never given again, rollbacks included
+    published_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class ModelCard(Document):
+    """``model.json``: what a model version is; written after its weights, so that its presence proves them."""
+
+    model: str
+    version: str
+    schema_version: int = SCHEMA_VERSION
+    network: dict[str, Any]  # arguments of network.build_network
+    preprocessing: dict[str, Any]  # arguments of images.preprocess
+    classes: list[str]
+    parameters: int
+    weights: Output
+    reference: Output  # vectors and labels of the training images: what predicted labels and novelty refer to
+    train_spec: dict[str, Any]
+    data_sha256: str  # of the training catalog's observations
+    images: dict[str, int]  # split -> number of images
+    scores: dict[str, float]
+    code_version: str
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+REFERENCE: Final = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+class Promotion(Document):
+    """``promotions/00000001.json`` of a model: which version is current from now on."""
+
+    model: str
+    version: str
+    reason: str
+    promoted_at: datetime = Field(default_factory=lambda: datetime.now(UTC))

@@ -1,0 +1,112 @@
+"""Explain: for each cluster a sample, its nearest images, and what the model looks at in them (Figures 5 and 6).
+
+gradcam.py    closed-form Grad-CAM and HiResCAM
+pictures.py   one part of pictures and heat maps, written to the store
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from damage_atlas.contracts import EXPLANATIONS, Artifact
+from damage_atlas.explain.pictures import ExplainPart, PictureJob
+from damage_atlas.neighbours import load_index, read_vectors
+from damage_atlas.parts import MapParts, map_in_threads, plan_parts
+from damage_atlas.progress import Progress
+from damage_atlas.store import Run
+
+__all__ = ["explain_clusters"]
+
+_PICTURES_PER_PART = 32  # one padded batch of the network
+
+
+def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
+    """Pick each cluster's sample (its medoid) and nearest images, draw them and explain them."""
+    stage = run.stage("explain")
+    if sealed := stage.sealed:
+        return sealed
+    rows = _nearest_rows(run)
+    observations = _first_observations(run, {row["image_id"] for row in rows})
+    jobs = [
+        PictureJob(image_id, **{k: observations[image_id][k] for k in PictureJob.SOURCE})
+        for image_id in sorted(observations)
+    ]
+    parts = [tuple(jobs[part.rows]) for part in plan_parts(len(jobs), _PICTURES_PER_PART)]
+    drawn: dict[str, dict[str, Any]] = {}
+    bad = 0
+    with Progress("explain", "pictures", len(jobs)) as progress:
+        for results in map_parts(ExplainPart(run.uri, run.attempt), parts):
+            for result in results:
+                if result["failed"]:
+                    bad += 1
+                    continue
+                drawn[result["image_id"]] = result
+                for output in result["outputs"]:
+                    stage.adopt(output.key.removeprefix(f"{stage.folder}/"), output)
+            progress.add(len(results), sum(bool(result["failed"]) for result in results))
+    spec = run.spec.settings.explain
+    table = pa.Table.from_pylist(
+        [
+            row
+            | {
+                "observation_id": observations[row["image_id"]]["observation_id"],
+                "picture_key": drawn[row["image_id"]]["picture_key"],
+                "heatmap_key": drawn[row["image_id"]]["heatmap_key"],
+                "target": spec.target,
+                "method": spec.method,
+                "faithfulness": drawn[row["image_id"]]["faithfulness"],
+            }
+            for row in rows
+            if row["image_id"] in drawn
+        ],
+        EXPLANATIONS,
+    )
+    stage.write_table("explanations.parquet", table)
+    faithfulness = [result["faithfulness"] for result in drawn.values()]
+    return stage.seal(
+        inputs=("catalog", "embed", "index", "cluster"),
+        counts={"in": len(jobs), "out": len(drawn), "failed": bad},
+        facts={
+            "clusters": len({row["cluster_id"] for row in rows}),
+            "pictures": len(drawn),
+            "mean_faithfulness": float(np.mean(faithfulness)) if faithfulness else None,
+        },
+    )
+
+
+def _nearest_rows(run: Run) -> list[dict[str, Any]]:
+    ids, vectors = read_vectors(run)
+    clusters = run.read_table("cluster", "clusters.parquet")
+    if clusters.num_rows == 0:
+        return []
+    facts = run.artifact("index").facts
+    index = load_index(run.read("index", "index.faiss"), facts["dimension"], facts["vectors"])
+    place = {image_id: i for i, image_id in enumerate(ids)}
+    samples = [place[image_id] for image_id in clusters["medoid_image_id"].to_pylist()]
+    k = min(run.spec.settings.explain.nearest + 1, len(ids))
+    similarities, found = index.search(vectors[samples], k)
+    rows: list[dict[str, Any]] = []
+    for cluster, sample, row_similarities, row_found in zip(
+        clusters["cluster_id"].to_pylist(), samples, similarities, found, strict=True
+    ):
+        others = [(i, s) for i, s in zip(row_found.tolist(), row_similarities.tolist(), strict=True) if i != sample]
+        ranked = itertools.chain([(sample, 1.0)], others[: k - 1])
+        rows += [
+            {"cluster_id": cluster, "rank": rank, "image_id": ids[i], "similarity": min(similarity, 1.0)}
+            for rank, (i, similarity) in enumerate(ranked)
+        ]
+    return rows
+
+
+def _first_observations(run: Run, image_ids: set[str]) -> dict[str, dict[str, Any]]:
+    columns = ["observation_id", "image_id", "status", *PictureJob.SOURCE]
+    table = run.read_table("catalog", "observations.parquet").select(columns)
+    first: dict[str, dict[str, Any]] = {}
+    for row in table.to_pylist():
+        if row["status"] == "ok" and row["image_id"] in image_ids:
+            first.setdefault(row["image_id"], row)
+    return first

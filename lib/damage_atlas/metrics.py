@@ -1,0 +1,68 @@
+"""Scores of embeddings and clusters. Libraries where there is one; axes as in neighbours.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score, roc_curve
+
+from damage_atlas.neighbours import Floats, exact_neighbours
+
+Strings = NDArray[np.str_]
+
+
+def knn_predict(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, k: int = 10) -> Strings:
+    """Labels by majority of the ``k`` nearest reference vectors; ties go to the label with the larger similarity sum."""
+    labels = np.asarray(labels_N, dtype=str)
+    if len(labels) == 0 or len(queries_QD) == 0:
+        return np.full(len(queries_QD), "", dtype=labels.dtype if len(labels) else "<U1")
+    names, codes = np.unique(labels, return_inverse=True)
+    near = exact_neighbours(reference_ND, k, queries_QD)
+    votes = np.zeros((len(queries_QD), len(names)))
+    rows = np.repeat(np.arange(len(queries_QD)), near.ids_NK.shape[1])
+    # A vote weighs 1; the similarity (at most 1) only breaks ties among at most k votes.
+    np.add.at(votes, (rows, codes[near.ids_NK].ravel()), 1 + near.similarities_NK.ravel() / (10 * k))
+    return names[votes.argmax(axis=1)]
+
+
+def knn_accuracy(
+    reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, truth_Q: Sequence[str], k: int = 10
+) -> float:
+    """Share of queries whose predicted label is right; NaN without queries."""
+    if len(truth_Q) == 0 or len(labels_N) == 0:
+        return float("nan")
+    return float((knn_predict(reference_ND, labels_N, queries_QD, k) == np.asarray(truth_Q, dtype=str)).mean())
+
+
+def damage_scores(
+    reference_ND: Floats, damaged_N: NDArray[np.bool_], queries_QD: Floats, damaged_Q: NDArray[np.bool_], k: int = 50
+) -> NDArray[np.float64]:
+    """Share of damaged images among each query's ``k`` nearest reference images, weighted by exp(cosine / 0.1)."""
+    near = exact_neighbours(reference_ND, k, queries_QD)
+    weights = np.exp((near.similarities_NK.astype(np.float64) - 1) / 0.1)
+    return np.asarray((weights * damaged_N[near.ids_NK]).sum(axis=1) / weights.sum(axis=1))
+
+
+def recall_at_specificity(damaged: NDArray[np.bool_], scores: NDArray[np.float64], specificity: float = 0.95) -> float:
+    """Largest recall of damage among thresholds whose specificity is at least ``specificity``."""
+    if damaged.all() or not damaged.any():
+        return float("nan")
+    false_positive_rate, true_positive_rate, _ = roc_curve(damaged, scores, drop_intermediate=False)
+    return float(true_positive_rate[false_positive_rate <= 1 - specificity].max())
+
+
+def auprc(damaged: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
+    """Area under the precision-recall curve (average precision)."""
+    if damaged.all() or not damaged.any():
+        return float("nan")
+    return float(average_precision_score(damaged, scores))
+
+
+def agreement(truth: Sequence[object], found: Sequence[object]) -> dict[str, float]:
+    """ARI and NMI of two partitions; noise counts as one group of its own."""
+    return {
+        "ari": float(adjusted_rand_score(list(map(str, truth)), list(map(str, found)))),
+        "nmi": float(normalized_mutual_info_score(list(map(str, truth)), list(map(str, found)))),
+    }

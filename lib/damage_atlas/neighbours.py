@@ -1,0 +1,140 @@
+"""Nearest neighbours by FAISS, shared by index, cluster, explain and search.
+
+Axes: N vectors, Q queries, K neighbours, D dimensions. Vectors have unit length, so inner product is cosine.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from damage_atlas.errors import ContractError
+from damage_atlas.store import Run
+from damage_atlas.store.runs import read_output
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+HNSW_LINKS = 32
+_HNSW_BUILD_DEPTH, _HNSW_SEARCH_DEPTH = 200, 128
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Neighbours found once and handed on: ids and similarities, both N x K, best first."""
+
+    ids_NK: Ints
+    similarities_NK: Floats
+
+
+def exact_neighbours(vectors_ND: Floats, k: int, queries_QD: Floats | None = None) -> Neighbours:
+    """The ``k`` nearest of ``vectors`` for each query, exactly; a query that is itself a vector finds itself.
+
+    Ties go to the lower row, so that equal input gives equal output.
+    """
+    queries = vectors_ND if queries_QD is None else queries_QD
+    k = min(k, len(vectors_ND))
+    if k == 0 or len(queries) == 0:
+        return Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
+    similarities, ids = faiss.knn(
+        np.ascontiguousarray(queries, np.float32),
+        np.ascontiguousarray(vectors_ND, np.float32),
+        k,
+        metric=faiss.METRIC_INNER_PRODUCT,
+    )
+    order = np.lexsort((ids, -similarities), axis=1)
+    return Neighbours(np.take_along_axis(ids, order, 1), np.take_along_axis(similarities, order, 1))
+
+
+def without_self(neighbours: Neighbours, k: int) -> Neighbours:
+    """Drop each row's own id from neighbours that were searched among themselves, and keep ``k``.
+
+    With identical vectors a row may not be among its own neighbours; then its last one is dropped.
+    """
+    n, width = neighbours.ids_NK.shape
+    own = neighbours.ids_NK == np.arange(n)[:, None]
+    own[~own.any(axis=1), width - 1] = True
+    keep = ~own
+    ids = neighbours.ids_NK[keep].reshape(n, width - 1)[:, :k]
+    similarities = neighbours.similarities_NK[keep].reshape(n, width - 1)[:, :k]
+    return Neighbours(ids, similarities)
+
+
+def build_index(vectors_ND: Floats, kind: str, dimension: int) -> Any:
+    """A FAISS index over the vectors: ``flat`` (exact) or ``hnsw``."""
+    if kind == "flat":
+        index = faiss.IndexFlatIP(dimension)
+    else:
+        index = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = _HNSW_BUILD_DEPTH
+        index.hnsw.efSearch = _HNSW_SEARCH_DEPTH
+    if len(vectors_ND):
+        index.add(np.ascontiguousarray(vectors_ND, np.float32))
+    return index
+
+
+def index_bytes(index: Any) -> bytes:
+    """The index in FAISS's own format."""
+    return bytes(faiss.serialize_index(index).tobytes())
+
+
+def load_index(data: bytes, dimension: int, count: int) -> Any:
+    """Read an index whose digest the caller has checked (FAISS files from strangers are not safe to read).
+
+    Raises:
+        ContractError: another dimension or count than its artifact says.
+    """
+    index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    if index.d != dimension or index.ntotal != count:
+        raise ContractError(
+            f"index.faiss holds {index.ntotal} vectors of {index.d} dimensions, its artifact says {count} of "
+            f"{dimension}. Rebuild it: start a new run; the vectors are reused."
+        )
+    return index
+
+
+def recall(index: Any, vectors_ND: Floats, queries_QD: Floats, k: int = 10) -> float:
+    """Share of the exact ``k`` nearest that ``index`` finds; equal similarity counts as found."""
+    k = min(k, len(vectors_ND))
+    if k == 0 or len(queries_QD) == 0:
+        return 1.0
+    exact = exact_neighbours(vectors_ND, k, queries_QD)
+    found, _ = index.search(np.ascontiguousarray(queries_QD, np.float32), k)
+    worst = exact.similarities_NK[:, -1:] - 1e-6
+    return float((found >= worst).mean())
+
+
+def read_vectors(run: Run) -> tuple[list[str], Floats]:
+    """The image ids of a run and their vectors (N x D), in the order of ids.
+
+    Raises:
+        ContractError: a part is missing or not what was sealed.
+    """
+    tables = []
+    artifact = run.artifact("embed")
+    for name, output in artifact.outputs.items():
+        if name.startswith("vectors-"):
+            tables.append(pq.read_table(io.BytesIO(read_output(run.store, output))))
+    dimension = artifact.facts["dimension"]
+    if not tables:
+        return [], np.empty((0, dimension), np.float32)
+    wanted = set(_embedded_ids(run))
+    table = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).sort_by("image_id")
+    ids = table["image_id"].to_pylist()
+    vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    # A shared part may hold images of other deliveries as well.
+    keep = np.array([image_id in wanted for image_id in ids], dtype=bool)
+    return [image_id for image_id, kept in zip(ids, keep, strict=True) if kept], np.ascontiguousarray(vectors[keep])
+
+
+def _embedded_ids(run: Run) -> list[str]:
+    observations = run.read_table("catalog", "observations.parquet").select(["image_id", "status"])
+    return list(observations.filter(pc.equal(observations["status"], "ok"))["image_id"].to_pylist())

@@ -1,0 +1,75 @@
+"""Progress a person can follow: a bar on a terminal, one log line per interval elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+logger = logging.getLogger("damage_atlas")
+
+_INTERVAL_S = 10.0
+
+
+class Progress:
+    """Counts done and bad items of a known total; use as a context manager.
+
+    Args:
+        what: the stage's word.
+        unit: plural noun of the items.
+        total: how many there are.
+    """
+
+    def __init__(self, what: str, unit: str, total: int, interval_s: float = _INTERVAL_S) -> None:
+        self.what, self.unit, self.total, self.interval_s = what, unit, total, interval_s
+        self.done = self.bad = 0
+        self._started = self._logged = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description:<8}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(what, total=total, note=unit)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self.total:
+            logger.info("%s", self)
+
+    def add(self, done: int, bad: int = 0, note: str = "") -> None:
+        """Count ``done`` more items, ``bad`` of them bad."""
+        self.done += done
+        self.bad += bad
+        if self._bar is not None:
+            text = f"{self.unit}, {self.bad} bad" if self.bad else self.unit
+            self._bar.update(self._task, completed=self.done, note=f"{text} {note}".strip())
+        elif time.monotonic() - self._logged >= self.interval_s and self.done < self.total:
+            self._logged = time.monotonic()
+            logger.info("%s%s", self, f", {note}" if note else "")
+
+    def __str__(self) -> str:
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = self.done / elapsed
+        left = (self.total - self.done) / rate if rate else float("inf")
+        return (
+            f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad, {rate:,.1f}/s, "
+            + (f"{left:,.0f} s left" if self.done < self.total else f"took {elapsed:,.1f} s")
+        )

@@ -1,0 +1,97 @@
+"""What became of the clusters since the previous version, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+# What a reader wants to see first; kept clusters are no news.
+NEWS: Final = ("born", "split", "merged", "grown", "shrunk", "died")
+PICTURED: Final = ("born", "split", "merged", "grown")
+WORD: Final = {
+    "born": "new",
+    "split": "split",
+    "merged": "merged",
+    "grown": "grown",
+    "shrunk": "shrunk",
+    "kept": "kept",
+    "died": "gone",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One cluster that is not what it was."""
+
+    cluster_id: int
+    status: str
+    sentence: str
+
+
+def describe_changes(
+    clusters: Sequence[Mapping[str, Any]],
+    lineage: Sequence[Mapping[str, Any]],
+    sizes_before: Mapping[int, int],
+    version_before: int,
+) -> list[Change]:
+    """All changes since ``version_before``, in the order of ``NEWS``, larger clusters first.
+
+    Args:
+        clusters: rows of clusters.parquet.
+        lineage: rows of lineage.parquet.
+        sizes_before: cluster -> size in the previous version.
+    """
+    now = {row["cluster_id"]: row for row in clusters}
+    found = [
+        (row["size"], Change(c, row["status"], _sentence(c, row, lineage, sizes_before, version_before)))
+        for c, row in now.items()
+        if row["status"] in NEWS and row["status"] != "died"
+    ]
+    died = {row["from_cluster_id"] for row in lineage if row["event"] == "died"}
+    died |= {c for c, row in now.items() if row["status"] == "died"}
+    for c in died:
+        size = sizes_before.get(c, 0)
+        found.append((size, Change(c, "died", f"Its {_images(size)} of version {version_before} form no cluster now.")))
+    found.sort(key=lambda pair: (NEWS.index(pair[1].status), -pair[0], pair[1].cluster_id))
+    return [change for _, change in found]
+
+
+def _sentence(
+    cluster: int,
+    row: Mapping[str, Any],
+    lineage: Sequence[Mapping[str, Any]],
+    sizes_before: Mapping[int, int],
+    version_before: int,
+) -> str:
+    sources = [e for e in lineage if e["to_cluster_id"] == cluster and e["from_cluster_id"] is not None]
+    sources.sort(key=lambda e: -e["shared_images"])
+    match row["status"]:
+        case "born":
+            text = f"No cluster of version {version_before} holds these images."
+            if row["new_share"] is not None:
+                text += f" {row['new_share']:.0%} of them were not in the archive before."
+            return text
+        case "split":
+            if not sources:
+                return f"Split off from a cluster of version {version_before}."
+            source = sources[0]
+            return (
+                f"Split off from cluster {source['from_cluster_id']}: {source['share']:.0%} of that cluster's images "
+                f"of version {version_before} are here now."
+            )
+        case "merged":
+            named = [f"{e['from_cluster_id']} ({e['share']:.0%} of its images)" for e in sources]
+            return f"Brings together clusters {_listed(named)} of version {version_before}."
+    before = sizes_before.get(cluster)
+    if before is None:
+        return f"Has {row['status']} since version {version_before}."
+    return f"Had {_images(before)} in version {version_before}, has {row['size']:,} now."
+
+
+def _images(n: int) -> str:
+    return f"{n:,} image" if n == 1 else f"{n:,} images"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "unknown"

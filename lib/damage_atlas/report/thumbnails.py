@@ -1,0 +1,86 @@
+"""Hover pictures: read, shrunk, and packed into few sheets, because thousands of small files in a page are slow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, encode_jpeg, preprocess
+from damage_atlas.parts import MapParts
+from damage_atlas.progress import Progress
+from damage_atlas.report.facts import Point
+
+SHEET_COLUMNS = 20
+_PER_SHEET = SHEET_COLUMNS * SHEET_COLUMNS
+_ROWS_PER_PART = 100
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Thumbnails in the order they were asked for, row by row, ``SHEET_COLUMNS`` a row.
+
+    Attributes:
+        jpegs: sheets of 400 thumbnails; the last one is shorter.
+        missing: positions whose picture could not be read any more; their place is grey.
+    """
+
+    size: int  # pixels, each side of a thumbnail
+    jpegs: tuple[bytes, ...]
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    images_root: str
+    limits: Limits
+    size: int
+    wanted: tuple[tuple[int, str, str | None, Tile | None], ...]  # position, file, sha256, tile
+
+
+def make_sheets(
+    points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts
+) -> Sheets:
+    """Thumbnails of ``points``, read through ``map_parts``. A picture that cannot be read leaves a gap, not an error."""
+    wanted = [(i, p.file, p.sha256, Tile(*p.tile) if p.tile else None) for i, p in enumerate(points)]
+    # Tiles of one photo side by side: the photo is decoded once.
+    wanted.sort(key=lambda item: (item[1], item[0]))
+    parts = [
+        _Part(images_root, limits, size, tuple(wanted[start : start + _ROWS_PER_PART]))
+        for start in range(0, len(wanted), _ROWS_PER_PART)
+    ]
+    thumbnails = np.full((len(points), size, size, 3), 128, dtype=np.uint8)
+    missing: list[int] = []
+    with Progress("report", "hover pictures", len(points)) as progress:
+        for part, (pixels_NSSC, readable_N) in zip(parts, map_parts(_read_part, parts), strict=True):
+            positions = np.array([item[0] for item in part.wanted])
+            thumbnails[positions[readable_N]] = pixels_NSSC[readable_N]
+            missing += positions[~readable_N].tolist()
+            progress.add(len(positions), int((~readable_N).sum()))
+    sheets = tuple(_sheet(thumbnails[start : start + _PER_SHEET]) for start in range(0, len(points), _PER_SHEET))
+    return Sheets(size, sheets, tuple(sorted(missing)))
+
+
+def _read_part(part: _Part) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    reader = PhotoReader(part.images_root, part.limits)
+    pixels_NSSC = np.zeros((len(part.wanted), part.size, part.size, 3), dtype=np.uint8)
+    readable_N = np.ones(len(part.wanted), dtype=bool)
+    for i, (_, file, sha256, tile) in enumerate(part.wanted):
+        try:
+            pixels_NSSC[i] = preprocess(reader.read(file, sha256, tile), part.size)
+        except ImageError:
+            readable_N[i] = False
+    return pixels_NSSC, readable_N
+
+
+def _sheet(thumbnails_NSSC: NDArray[np.uint8]) -> bytes:
+    n, size = thumbnails_NSSC.shape[:2]
+    columns = min(n, SHEET_COLUMNS)
+    rows = -(-n // columns)
+    grid = np.full((rows * columns, size, size, 3), 128, dtype=np.uint8)
+    grid[:n] = thumbnails_NSSC
+    sheet = grid.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+    return encode_jpeg(sheet, _QUALITY)

@@ -1,0 +1,131 @@
+"""The stage: gather, draw, render, seal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from damage_atlas.contracts import Artifact
+from damage_atlas.images import Limits, preprocess
+from damage_atlas.parts import MapParts, map_in_threads
+from damage_atlas.report.assets import assets_table
+from damage_atlas.report.facts import INPUT_STAGES, Cluster, Facts, Point, gather_facts, gather_points
+from damage_atlas.report.figures import draw_map, draw_rows
+from damage_atlas.report.page import class_looks, cluster_centres, render_page, visible
+from damage_atlas.report.palette import look
+from damage_atlas.report.sampling import MAX_DRAWN_POINTS, draw_order
+from damage_atlas.report.thumbnails import make_sheets
+from damage_atlas.store import Run, Stage
+
+# A page of 60 clusters with 20 pictures each must still open on a phone.
+_FULL_SIZE_CLUSTERS = 24
+_SMALL_PX = 96
+_FIGURE_CELL_PX = 96
+
+
+def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
+    """Write index.html, figures/, report.json and assets.parquet; returns the artifact at once when it is sealed.
+
+    The same run gives the same bytes: every time and number comes from a sealed stage.
+
+    Raises:
+        ContractError: a stage to the left is not sealed, or an output is not what was sealed.
+        StoreError: the store did not answer.
+    """
+    stage = run.stage("report")
+    if (sealed := stage.sealed) is not None:
+        return sealed
+    points = gather_points(run)
+    facts = gather_facts(run, points)
+    drawn = _drawn_points(facts, points)
+    wanted = drawn[: run.spec.settings.report.hover_pictures]
+    catalog = run.spec.settings.catalog
+    sheets = make_sheets(
+        wanted,
+        run.spec.images,
+        Limits(catalog.min_side, catalog.max_pixels),
+        run.spec.settings.report.thumbnail_size,
+        map_parts,
+    )
+    pictures = _pictures(run, facts)
+    page = render_page(facts, drawn, sheets, len(wanted), pictures)
+    stage.write("index.html", page)
+    stage.write_json("report.json", facts.document())
+    stage.write_table("assets.parquet", assets_table(facts.assets))
+    _write_figures(stage, facts, drawn, pictures)
+    return stage.seal(
+        INPUT_STAGES,
+        {"in": len(points), "out": len(points), "failed": 0},
+        {
+            "page_bytes": len(page),
+            "points_drawn": len(drawn),
+            "hover_pictures": len(wanted) - len(sheets.missing),
+            "hover_pictures_missing": len(sheets.missing),
+            "finding": facts.finding,
+            "assets": len(facts.assets),
+        },
+    )
+
+
+def _drawn_points(facts: Facts, points: Sequence[Point]) -> list[Point]:
+    shown = {item.observation_id for cluster in facts.clusters for item in cluster.row}
+    first = [i for i, p in enumerate(points) if p.observation_id in shown]
+    clusters = np.array([-1 if p.cluster_id is None else p.cluster_id for p in points], dtype=np.int64)
+    return [points[i] for i in draw_order(clusters, first)[:MAX_DRAWN_POINTS]]
+
+
+def _pictures(run: Run, facts: Facts) -> dict[str, bytes]:
+    """Pictures and heat maps of all rows, as they are in the store; made smaller where there are very many."""
+    keys = sorted({key for c in facts.clusters for item in c.row for key in (item.picture_key, item.heatmap_key)})
+    pictures = {key: run.store.read(f"{run.key}/{key}") for key in keys}
+    if len(facts.clusters) <= _FULL_SIZE_CLUSTERS:
+        return pictures
+    return {key: _smaller(data) for key, data in pictures.items()}
+
+
+def _smaller(picture: bytes) -> bytes:
+    with Image.open(io.BytesIO(picture)) as image:
+        small = image.convert("RGB").resize((_SMALL_PX, _SMALL_PX), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    small.save(sink, "JPEG", quality=78, optimize=True)
+    return sink.getvalue()
+
+
+def _write_figures(stage: Stage, facts: Facts, drawn: Sequence[Point], pictures: dict[str, bytes]) -> None:
+    xy_N2 = np.array([(p.x, p.y) for p in drawn], dtype=np.float64).reshape(-1, 2)
+    label_index = {row.label: i for i, row in enumerate(facts.classes)}
+    class_of = [label_index.get(p.label) if p.label is not None else None for p in drawn]
+    names = {i: f"{visible(row.label)} ({row.images:,})" for i, row in enumerate(facts.classes) if i in set(class_of)}
+    stage.write(
+        "figures/class-map.png",
+        draw_map(xy_N2, class_of, names, class_looks(facts), f"{len(names)} predefined classes"),
+    )
+    stage.write(
+        "figures/cluster-map.png",
+        draw_map(
+            xy_N2,
+            [p.cluster_id for p in drawn],
+            {c.cluster_id: f"{c.cluster_id} ({c.size:,})" for c in facts.clusters},
+            {c.cluster_id: look(c.cluster_id) for c in facts.clusters},
+            f"{len(facts.clusters)} clusters",
+            cluster_centres(facts, drawn),
+        ),
+    )
+    stage.write("figures/pictures.png", _draw_rows(facts, pictures, "Sample and nearest images", heat=False))
+    stage.write("figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True))
+
+
+def _draw_rows(facts: Facts, pictures: dict[str, bytes], title: str, heat: bool) -> bytes:
+    def row(cluster: Cluster) -> list[np.ndarray]:
+        keys = [item.heatmap_key if heat else item.picture_key for item in cluster.row]
+        return [_pixels(pictures[key]) for key in keys]
+
+    return draw_rows([(str(c.cluster_id), row(c)) for c in facts.clusters], title, _FIGURE_CELL_PX)
+
+
+def _pixels(picture: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(picture)) as image:
+        return preprocess(np.asarray(image.convert("RGB")), _FIGURE_CELL_PX)

@@ -1,0 +1,280 @@
+"""Settings: typed, frozen, complete. A run is one such document; unknown keys are errors that name the right one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from damage_atlas.contracts import STAGES_OF_KIND, Document, RunKind
+from damage_atlas.errors import SpecError
+
+D = TypeVar("D", bound=BaseModel)
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class CatalogSpec(Document):
+    """Listing, checking, tiling, splitting."""
+
+    labels: Literal["folder", "none"] = "folder"  # class = first sub-folder; "a+b" carries both labels
+    deliveries: Literal["folder", "none"] = "none"  # each sub-folder is a delivery, in the order of names
+    groups: str | None = None  # CSV (file, group): what must not straddle a split
+    split: Literal["group", "random"] = "group"
+    test_share: float = Field(0.3, ge=0, lt=1)  # the paper's 70/30
+    seed: int = 0
+    tile_size: int = Field(256, ge=32)  # pixels, full resolution
+    tile_overlap: int = Field(32, ge=0)
+    tile_above: int = Field(1024, ge=32)  # photos with a longer side than this are cut
+    min_side: int = Field(8, ge=1)  # pixels; smaller pictures are quarantined
+    max_pixels: int = Field(300_000_000, ge=1)  # more is a decompression bomb
+    max_quarantined_share: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> CatalogSpec:
+        if self.tile_overlap >= self.tile_size:
+            raise ValueError("tile_overlap must be smaller than tile_size")
+        return self
+
+
+class TrainSpec(Document):
+    """MN-pair metric learning; defaults are the paper's (section 3.1) unless a comment says otherwise."""
+
+    loss: Literal["mn_pair", "literal"] = "mn_pair"
+    temperature: float = Field(0.3, gt=0)  # tau: divides cosine similarities
+    positive_weight: float = Field(0.15, gt=0, lt=1)  # nu
+    instance_weight: float = Field(0.0, ge=0)  # NT-Xent between two views of an image: keeps finer forms apart
+    iterations: int = Field(2000, ge=1)
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(1e-4, gt=0)
+    gradient_decay: float = Field(0.9, ge=0, lt=1)
+    squared_gradient_decay: float = Field(0.99, ge=0, lt=1)
+    erasing_probability: float = Field(0.5, ge=0, le=1)
+    flips: bool = True  # not the paper's; damage has no handedness
+    brightness: float = Field(0.2, ge=0)  # not the paper's: spread of exposure between cameras
+    input_size: int = Field(160, ge=32, multiple_of=8)
+    embedding_size: int = Field(16, ge=2)
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    seed: int = 0
+    # A global batch is cut into this many shards whose gradients are added in order; workers take whole shards,
+    # so that one worker and several make bit-identical steps on a CPU.
+    shards: int = Field(2, ge=1)
+    threads_per_shard: int = Field(1, ge=1)
+    workers: int = Field(2, ge=1)  # Ray Train processes, one per GPU or CPU worker
+    checkpoint_every: int = Field(100, ge=1)  # iterations
+    evaluate_every: int = Field(250, ge=1)  # iterations
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> TrainSpec:
+        if self.batch_size % self.shards:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of shards ({self.shards})")
+        if self.shards % self.workers:
+            raise ValueError(f"shards ({self.shards}) must be a multiple of workers ({self.workers})")
+        return self
+
+
+class EmbedSpec(Document):
+    """Forward passes over the archive."""
+
+    batch_size: int = Field(64, ge=1)  # every batch is padded to it: shapes decide the last bits
+    rows_per_part: int = Field(512, ge=1)
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    actors: int = Field(2, ge=1)
+    threads_per_actor: int = Field(1, ge=1)
+
+
+class IndexSpec(Document):
+    """The FAISS index."""
+
+    kind: Literal["auto", "flat", "hnsw"] = "auto"
+    flat_up_to: int = Field(200_000, ge=0)  # vectors; beyond it `auto` takes HNSW
+    recall_sample: int = Field(1000, ge=1)
+
+
+class ClusterSpec(Document):
+    """Map and clusters."""
+
+    perplexity: float = Field(30.0, gt=1)
+    map_iterations: int = Field(750, ge=250)
+    seed: int = 0
+    eps: float | Literal["auto"] = "auto"  # map units; the paper's is 3
+    min_neighbours: int = Field(10, ge=1)
+    threads: int = Field(2, ge=1)
+
+    @field_validator("eps")
+    @classmethod
+    def _eps_is_positive(cls, eps: float | str) -> float | str:
+        if not isinstance(eps, str) and eps <= 0:
+            raise ValueError("eps must be above 0, or auto")
+        return eps
+
+
+class ExplainSpec(Document):
+    """Picture rows and heat maps."""
+
+    nearest: int = Field(9, ge=1, le=50)
+    target: Literal["sum_of_squares"] = "sum_of_squares"  # equation (6)
+    method: Literal["gradcam", "hirescam"] = "gradcam"
+    picture_size: int = Field(160, ge=32, le=1024)  # pixels
+
+
+class ReportSpec(Document):
+    """The page people read."""
+
+    title: str | None = None
+    hover_pictures: int = Field(1500, ge=0)  # points that carry a thumbnail
+    thumbnail_size: int = Field(56, ge=16, le=256)  # pixels
+
+
+class Settings(Document):
+    """One section per stage."""
+
+    catalog: CatalogSpec = CatalogSpec()
+    train: TrainSpec = TrainSpec()
+    embed: EmbedSpec = EmbedSpec()
+    index: IndexSpec = IndexSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    explain: ExplainSpec = ExplainSpec()
+    report: ReportSpec = ReportSpec()
+
+
+class RunSpec(Document):
+    """``run.yaml``: everything that decides what a run does."""
+
+    run_id: str
+    kind: RunKind
+    archive: str
+    images: str  # folder or s3:// prefix
+    delivery: str | None = None  # list up to and with this one; null: all there are
+    model: str
+    # Resolved when the run is opened, so that a retry next week means the same thing.
+    model_version: str | None = None
+    previous_version: int | None = None
+    settings: Settings = Settings()
+
+    @field_validator("run_id", "archive", "model")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return check_name(name)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this kind of run, in order."""
+        return STAGES_OF_KIND[self.kind]
+
+
+class ArchiveSpec(Document):
+    """An archive file, ``infra/archives/*.yaml``: where the images lie, which model, when, and with what settings."""
+
+    archive: str
+    images: str
+    model: str
+    description: str = ""
+    owner: str = "inspection"
+    schedule: str | None = None  # cron
+    timezone: str = "UTC"
+    tags: list[str] = Field(default_factory=list)
+    training_images: str | None = None  # labelled images that `train_model` learns from
+    training_settings: Settings = Settings()
+    settings: Settings = Settings(catalog=CatalogSpec(labels="none", deliveries="folder"))
+
+    @field_validator("archive", "model")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return check_name(name)
+
+
+def check_name(name: str) -> str:
+    """Return ``name``; raise ValueError unless it can be part of a key: letters, digits, ``._-``."""
+    if not NAME_PATTERN.fullmatch(name) or ".." in name:
+        raise ValueError(f"{name!r} is not a name: use letters, digits, '.', '_' and '-', at most 128 of them")
+    return name
+
+
+def parse_document(kind: type[D], text: str, where: str) -> D:
+    """Parse YAML (or JSON) into ``kind``.
+
+    Raises:
+        SpecError: one line naming the key, with the nearest right key where one is misspelt.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise SpecError(f"{where}: expected a mapping of settings, found {type(data).__name__}.")
+    return build_document(kind, data, where)
+
+
+def build_document(kind: type[D], data: dict[str, Any], where: str) -> D:
+    """Validate ``data`` as ``kind``; errors as in ``parse_document``."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(f"{where}: " + "; ".join(_explain(kind, e) for e in error.errors()[:5])) from error
+
+
+def dump_yaml(document: BaseModel) -> str:
+    """The document as YAML, keys in the order of the class."""
+    return yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def with_overrides(document: D, assignments: list[str], where: str = "--set") -> D:
+    """Apply ``section.key=value`` assignments; values are YAML.
+
+    Raises:
+        SpecError: no ``=``, an unknown key, or a value out of range.
+    """
+    data = document.model_dump(mode="json")
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals:
+            raise SpecError(f"{where} {assignment}: expected key=value, for example train.iterations=500.")
+        *sections, key = path.strip().split(".")
+        target = data
+        for section in sections:
+            child = target.setdefault(section, {})
+            if not isinstance(child, dict):
+                raise SpecError(f"{where} {assignment}: {section} is not a section.")
+            target = child
+        target[key] = yaml.safe_load(value)
+    return build_document(type(document), data, where)
+
+
+def changed_keys(old: BaseModel, new: BaseModel) -> list[str]:
+    """Dotted names of the settings in which two documents differ."""
+    flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return sorted(k for k in flat_old.keys() | flat_new.keys() if flat_old.get(k) != flat_new.get(k))
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _setting_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for key, field in kind.model_fields.items():
+        names.append(prefix + key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _setting_names(field.annotation, f"{prefix}{key}.")
+    return names
+
+
+def _explain(kind: type[BaseModel], error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, _setting_names(kind), n=1, cutoff=0.6)
+        return f"{name} is not a setting." + (f" Did you mean {close[0]}?" if close else "")
+    if error["type"] == "missing":
+        return f"{name} is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message

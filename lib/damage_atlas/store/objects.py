@@ -1,0 +1,344 @@
+"""The only door to object storage: a folder (``file:///…``) or a bucket prefix (``s3://bucket/prefix``).
+
+Objects are created, read, listed and (by retention and forgetting only) deleted; never overwritten, copied or renamed.
+The one thing asked of a store is put-if-absent: a hard link that fails on a folder, ``If-None-Match: *`` on S3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
+
+_CONFLICT_RETRIES = 5
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One listed object; ``key`` is relative to the store's root."""
+
+    key: str
+    size_bytes: int
+
+
+class Store:
+    """An object store under one root.
+
+    Args:
+        root: ``file:///folder``, a plain path, or ``s3://bucket/prefix``. S3 endpoint and credentials come from the
+            standard AWS variables (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, …).
+
+    Raises:
+        InputError: a root of another scheme.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        text = str(root)
+        scheme, separator, _ = text.partition("://")
+        self._backend: _Backend
+        if separator and scheme == "s3":
+            parts = urlsplit(text)
+            if not parts.netloc:
+                raise InputError(f"{text}: an S3 root reads s3://bucket/prefix.")
+            self._backend = _S3Backend(parts.netloc, parts.path.strip("/"))
+            self.root = text.rstrip("/")
+        elif separator and scheme == "file":
+            self._backend = _FolderBackend(Path(unquote(urlsplit(text).path)))
+            self.root = self._backend.folder.as_uri()
+        elif separator:
+            raise InputError(f"{text}: a store is file:///folder or s3://bucket/prefix, not {scheme}://.")
+        else:
+            self._backend = _FolderBackend(Path(text).absolute())
+            self.root = self._backend.folder.as_uri()
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        # Travels to other processes as its root; clients are opened there.
+        return Store, (self.root,)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder behind a ``file://`` root, else None."""
+        return self._backend.folder if isinstance(self._backend, _FolderBackend) else None
+
+    def uri(self, key: str) -> str:
+        """Where ``key`` lies, for people and for XCom."""
+        return f"{self.root}/{key}"
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            ObjectNotFoundError: nothing has this name.
+            StoreError: the store did not answer.
+        """
+        return self._backend.read(_checked(key))
+
+    def exists(self, key: str) -> bool:
+        """Whether an object has this name."""
+        return self._backend.exists(_checked(key))
+
+    def create(self, key: str, data: bytes) -> None:
+        """Put if absent: all of ``data`` under ``key``, or nothing.
+
+        Raises:
+            ObjectExistsError: the name is taken.
+            StoreError: the store cannot be written.
+        """
+        self._backend.create(_checked(key), data)
+
+    def create_same(self, key: str, data: bytes) -> None:
+        """Like ``create``, and content when the very same bytes are there already (a repeated piece of work)."""
+        try:
+            self.create(key, data)
+        except ObjectExistsError:
+            if self.read(key) != data:
+                raise
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with ``prefix/`` (or all), in the order of keys."""
+        yield from self._backend.list(_checked(prefix.strip("/")) if prefix.strip("/") else "")
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names one level below ``prefix`` that hold objects, sorted."""
+        return self._backend.list_folders(_checked(prefix.strip("/")))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens when it is not there."""
+        self._backend.delete(_checked(key))
+
+    def digest(self, key: str) -> str:
+        """SHA-256 of the object, hexadecimal."""
+        return sha256(self.read(key))
+
+    def arrow_filesystem(self) -> tuple[Any, str]:
+        """A pyarrow file system on the same endpoint and credentials, and the root's path in it.
+
+        pyarrow ignores AWS_ENDPOINT_URL_S3 (apache/arrow#49643), so it is resolved here and passed on.
+        """
+        return self._backend.arrow_filesystem()
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _checked(key: str) -> str:
+    if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
+        raise InputError(f"{key!r} is not a key: it must stay below the store's root.")
+    return key
+
+
+class _Backend(Protocol):
+    def read(self, key: str) -> bytes: ...
+    def exists(self, key: str) -> bool: ...
+    def create(self, key: str, data: bytes) -> None: ...
+    def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
+    def list_folders(self, prefix: str) -> list[str]: ...
+    def delete(self, key: str) -> None: ...
+    def arrow_filesystem(self) -> tuple[Any, str]: ...
+
+
+class _FolderBackend:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, key: str) -> bytes:
+        path = self.folder / key
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ObjectNotFoundError(f"{path} is not there.") from error
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
+
+    def exists(self, key: str) -> bool:
+        return (self.folder / key).is_file()
+
+    def create(self, key: str, data: bytes) -> None:
+        path = self.folder / key
+        temporary: str | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Same folder, so that the link cannot cross file systems; the leading dot keeps it out of listings.
+            handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.link(temporary, path)
+        except FileExistsError as error:
+            raise ObjectExistsError(f"{path} exists already.") from error
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be written ({error.strerror}). Check the folder's permissions and free space."
+            ) from error
+        finally:
+            if temporary is not None:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        base = self.folder / prefix if prefix else self.folder
+        if not base.is_dir():
+            return
+        for path in sorted(p for p in base.rglob("*") if not p.name.startswith(".part-") and p.is_file()):
+            yield ObjectInfo(path.relative_to(self.folder).as_posix(), path.stat().st_size)
+
+    def list_folders(self, prefix: str) -> list[str]:
+        base = self.folder / prefix
+        return sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
+
+    def delete(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            (self.folder / key).unlink()
+
+    def arrow_filesystem(self) -> tuple[Any, str]:
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem(), str(self.folder)
+
+
+class _S3Backend:
+    def __init__(self, bucket: str, prefix: str) -> None:
+        import boto3
+        from botocore.config import Config
+
+        self.bucket = bucket
+        self.prefix = prefix
+        self._client = boto3.client(
+            "s3",
+            config=Config(
+                retries={"mode": "standard", "max_attempts": 8},
+                connect_timeout=10,
+                read_timeout=60,
+                max_pool_connections=32,
+                # Servers other than Amazon's do not all know the newer default checksums.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def _path(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def read(self, key: str) -> bytes:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            data: bytes = self._client.get_object(Bucket=self.bucket, Key=self._path(key))["Body"].read()
+            return data
+        except ClientError as error:
+            if _status(error) == 404:
+                raise ObjectNotFoundError(f"s3://{self.bucket}/{self._path(key)} is not there.") from error
+            raise self._failure(key, error) from error
+        except BotoCoreError as error:
+            raise self._failure(key, error) from error
+
+    def exists(self, key: str) -> bool:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            self._client.head_object(Bucket=self.bucket, Key=self._path(key))
+            return True
+        except ClientError as error:
+            if _status(error) == 404:
+                return False
+            raise self._failure(key, error) from error
+        except BotoCoreError as error:
+            raise self._failure(key, error) from error
+
+    def create(self, key: str, data: bytes) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        for attempt in range(_CONFLICT_RETRIES):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=data, IfNoneMatch="*")
+                return
+            except ClientError as error:
+                if _status(error) == 412:
+                    # A PUT whose answer was lost is repeated by boto3 and then loses against itself. Whether that
+                    # happened is told by the bytes, and create_same() settles it; create() must not guess.
+                    raise ObjectExistsError(f"s3://{self.bucket}/{self._path(key)} exists already.") from error
+                if _status(error) != 409 or attempt == _CONFLICT_RETRIES - 1:
+                    raise self._failure(key, error) from error
+                time.sleep(0.1 * 2**attempt)
+            except BotoCoreError as error:
+                raise self._failure(key, error) from error
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        start = self._path(prefix) + "/" if prefix else (f"{self.prefix}/" if self.prefix else "")
+        for page in self._pages(Prefix=start):
+            for item in page.get("Contents", []):
+                yield ObjectInfo(item["Key"][len(self.prefix) + 1 if self.prefix else 0 :], item["Size"])
+
+    def list_folders(self, prefix: str) -> list[str]:
+        start = self._path(prefix) + "/"
+        return sorted(
+            item["Prefix"][len(start) :].rstrip("/")
+            for page in self._pages(Prefix=start, Delimiter="/")
+            for item in page.get("CommonPrefixes", [])
+        )
+
+    def _pages(self, **arguments: str) -> Iterator[Any]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            paginator = self._client.get_paginator("list_objects_v2")
+            yield from paginator.paginate(Bucket=self.bucket, **arguments)
+        except (BotoCoreError, ClientError) as error:
+            raise self._failure(arguments["Prefix"], error) from error
+
+    def delete(self, key: str) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            self._client.delete_object(Bucket=self.bucket, Key=self._path(key))
+        except (BotoCoreError, ClientError) as error:
+            raise self._failure(key, error) from error
+
+    def arrow_filesystem(self) -> tuple[Any, str]:
+        from pyarrow.fs import S3FileSystem
+
+        endpoint = urlsplit(self._client.meta.endpoint_url)
+        credentials = self._client._request_signer._credentials.get_frozen_credentials()
+        filesystem = S3FileSystem(
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            session_token=credentials.token,
+            region=self._client.meta.region_name,
+            scheme=endpoint.scheme,
+            endpoint_override=endpoint.netloc,
+        )
+        return filesystem, "/".join(part for part in (self.bucket, self.prefix) if part)
+
+    def _failure(self, key: str, error: Exception) -> StoreError:
+        status = _status(error)
+        where = f"s3://{self.bucket}/{self._path(key)}"
+        if status in (401, 403):
+            return StoreError(
+                f"{where}: access denied. Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy.",
+                retryable=False,
+            )
+        if status == 404:
+            return StoreError(f"{where}: bucket {self.bucket} is not there. Create it first.", retryable=False)
+        return StoreError(f"{where}: {' '.join(str(error).split())}. Check AWS_ENDPOINT_URL_S3 and the server.")
+
+
+def _status(error: Exception) -> int | None:
+    response: dict[str, Any] = getattr(error, "response", {})
+    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status

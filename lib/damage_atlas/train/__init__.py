@@ -1,0 +1,115 @@
+"""Train: learn an embedding of damage from labelled images, and register it as a model version.
+
+data.py          the labelled images, decoded once
+sampling.py      class-balanced batches
+augment.py       random erasing, flips, brightness
+losses.py        the MN-pair loss
+loop.py          the training loop, on one worker or several
+checkpoints.py   so that a run that was stopped goes on
+evaluate.py      scores on the held-out split
+register.py      weights, card and reference vectors of a model version
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from damage_atlas.contracts import Artifact
+from damage_atlas.errors import ContractError
+from damage_atlas.images import Limits
+from damage_atlas.network import DamageNet
+from damage_atlas.progress import Progress
+from damage_atlas.store import Run
+from damage_atlas.train.checkpoints import load_checkpoint, save_checkpoint
+from damage_atlas.train.data import LabelledImages, Pixels
+from damage_atlas.train.evaluate import embed_rows, quick_knn_accuracy
+from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, make_optimizer
+from damage_atlas.train.register import register_model
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["train_model"]
+
+
+def train_model(
+    run: Run,
+    exchange: Exchange | None = None,
+    device: torch.device | str = "cpu",
+    on_iteration: Callable[[TrainingState], None] | None = None,
+) -> Artifact:
+    """Train on the run's catalog and register the model version; goes on from the newest checkpoint.
+
+    Called by every worker at once; the first one writes.
+
+    Args:
+        exchange: how the workers talk; a process alone by default.
+        on_iteration: called after each iteration, with the state.
+
+    Raises:
+        InputError: nothing to learn from.
+    """
+    exchange = exchange or Alone()
+    stage = run.stage("train")
+    if sealed := stage.sealed:
+        return sealed
+    spec, catalog_spec = run.spec.settings.train, run.spec.settings.catalog
+    images = LabelledImages.from_observations(run.read_table("catalog", "observations.parquet"))
+    rows, classes = images.training_rows, images.classes
+    codes = np.array([classes.index(label) for label in images.training_labels], dtype=np.int64)
+
+    # The generator is this function's own: nobody else's draws move the first weights.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        network = DamageNet(spec.input_size, spec.embedding_size)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = TrainingState(network, make_optimizer(network, spec))
+    folder = f"models/{run.spec.model}/{run.spec.run_id}/checkpoints"
+    if load_checkpoint(run.store, folder, state):
+        logger.info("train: going on from the checkpoint at iteration %d", state.iteration)
+
+    limits = Limits(catalog_spec.min_side, catalog_spec.max_pixels)
+    is_writer = exchange.rank == 0
+    with (
+        Pixels(images, run.spec.images, spec.input_size, limits) as pixels,
+        Progress("train", "iterations", spec.iterations if is_writer else 0) as progress,
+    ):
+        trainer = Trainer(state, pixels, rows, codes, spec, exchange)
+        progress.done = state.iteration
+
+        def after_iteration(state: TrainingState) -> None:
+            row = state.history[-1]
+            if is_writer:
+                last = state.iteration == spec.iterations
+                if not last and state.iteration % spec.evaluate_every == 0:
+                    row["knn_accuracy"] = quick_knn_accuracy(network, pixels, images, spec)
+                progress.add(1, note=f"loss {row['loss']:.4f}, cosine {row['positive_cosine']:.2f} / "
+                                     f"{row['negative_cosine']:.2f}")  # fmt: skip
+                if not last and state.iteration % spec.checkpoint_every == 0:
+                    save_checkpoint(run.store, folder, state)
+            if on_iteration is not None:
+                on_iteration(state)
+
+        trainer.run(spec.iterations, after_iteration)
+        if not is_writer:
+            return _none_written(run)
+        network.eval()
+        vectors = embed_rows(network, pixels, np.arange(len(images)), spec)
+        return register_model(run, stage, images, vectors, state, trainer.dtype)
+
+
+def _none_written(run: Run) -> Artifact:
+    # Workers other than the first have nothing to return before the first one has sealed; Ray's driver reads it.
+    return Artifact(stage="train", run_id=run.spec.run_id, attempt=run.attempt, inputs={}, outputs={},
+                    code_version="", counts={}, seconds=0.0)  # fmt: skip
+
+
+def sealed_training(run: Run) -> Artifact:
+    """The sealed artifact after all workers have ended; ContractError when the first one did not seal."""
+    artifact = run.stage("train").sealed
+    if artifact is None:
+        raise ContractError(f"{run.uri}: training ended without a sealed model; see its log.", retryable=True)
+    return artifact

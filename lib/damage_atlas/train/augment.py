@@ -1,0 +1,66 @@
+"""Augmentation: drawn by (seed, iteration, global position), so that the number of workers does not matter.
+
+Random erasing after Zhong et al. 2017 (arXiv:1708.04896), as in the paper; flips and brightness are ours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+_ERASED_AREA = (0.02, 0.4)  # share of the picture
+_ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
+_ERASING_TRIES = 10
+_VIEW_STREAM = 0x5EED  # keeps a second view's draws apart from the first's
+
+
+def augment(
+    pixels_BHWC: Pixels,
+    *,
+    seed: int,
+    iteration: int,
+    first_position: int,
+    view: int = 0,
+    erasing_probability: float = 0.5,
+    flips: bool = True,
+    brightness: float = 0.2,
+) -> Pixels:
+    """A changed copy of a shard's pictures.
+
+    Args:
+        pixels_BHWC: uint8 pictures.
+        first_position: position in the global batch of the shard's first picture.
+        view: which of several views of the same pictures.
+        brightness: standard deviation of the gain, as a share.
+    """
+    changed = np.empty_like(pixels_BHWC)
+    for i, picture in enumerate(pixels_BHWC):
+        rng = np.random.default_rng([seed, iteration, first_position + i, view * _VIEW_STREAM])
+        if flips:
+            if rng.random() < 0.5:
+                picture = picture[::-1]
+            if rng.random() < 0.5:
+                picture = picture[:, ::-1]
+        if brightness:
+            gain = 1 + brightness * np.clip(rng.standard_normal(), -2, 2)
+            table = np.clip(np.arange(256) * gain, 0, 255).astype(np.uint8)
+            changed[i] = table[picture]
+        else:
+            changed[i] = picture
+        if rng.random() < erasing_probability:
+            _erase(changed[i], rng)
+    return changed
+
+
+def _erase(picture_HWC: Pixels, rng: np.random.Generator) -> None:
+    height, width = picture_HWC.shape[:2]
+    for _ in range(_ERASING_TRIES):
+        area = rng.uniform(*_ERASED_AREA) * height * width
+        aspect = np.exp(rng.uniform(np.log(_ERASED_ASPECT[0]), np.log(_ERASED_ASPECT[1])))
+        h, w = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        if 0 < h < height and 0 < w < width:
+            y, x = rng.integers(0, height - h), rng.integers(0, width - w)
+            picture_HWC[y : y + h, x : x + w] = rng.integers(0, 256, (h, w, picture_HWC.shape[2]), dtype=np.uint8)
+            return

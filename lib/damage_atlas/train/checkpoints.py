@@ -1,0 +1,56 @@
+"""Checkpoints in the store: weights, Adam's moments and the history, as safetensors; the newest complete one counts."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from damage_atlas.errors import ObjectExistsError
+from damage_atlas.store import Store
+from damage_atlas.train.loop import TrainingState
+
+_KEPT = 2
+
+
+def save_checkpoint(store: Store, folder: str, state: TrainingState) -> None:
+    """Write ``<folder>/<iteration>.safetensors`` and drop all but the newest two.
+
+    An object appears whole or not at all, so a worker killed while writing leaves the one before.
+    """
+    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in state.network.state_dict().items()}
+    for index, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor.contiguous() for name, tensor in values.items()}
+    progress = json.dumps({"iteration": state.iteration, "seconds": state.seconds, "history": state.history})
+    tensors["progress"] = torch.frombuffer(bytearray(progress.encode()), dtype=torch.uint8)
+    try:
+        store.create(f"{folder}/{state.iteration:08d}.safetensors", save(tensors))
+    except ObjectExistsError:
+        pass  # written by an attempt that was replaced: the same state
+    for key in _keys(store, folder)[:-_KEPT]:
+        store.delete(key)
+
+
+def load_checkpoint(store: Store, folder: str, state: TrainingState) -> bool:
+    """Bring ``state`` to the newest checkpoint; False when there is none."""
+    keys = _keys(store, folder)
+    if not keys:
+        return False
+    tensors = load(store.read(keys[-1]))
+    progress = json.loads(bytes(tensors.pop("progress").numpy().tobytes()))
+    state.network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, moment = name.split(".", 2)
+            moments.setdefault(int(index), {})[moment] = tensor
+    document = state.optimizer.state_dict()
+    state.optimizer.load_state_dict({"state": moments, "param_groups": document["param_groups"]})
+    state.iteration, state.seconds, state.history = progress["iteration"], progress["seconds"], progress["history"]
+    return True
+
+
+def _keys(store: Store, folder: str) -> list[str]:
+    return sorted(item.key for item in store.list(folder) if item.key.endswith(".safetensors"))

@@ -1,0 +1,138 @@
+"""The labelled images a network learns from: rows of the catalog, and their preprocessed pixels, decoded once."""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from damage_atlas.errors import InputError
+from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, preprocess
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Unique labelled images, sorted by image_id, with what is needed to read them.
+
+    ``labels`` joins several labels of an image with ``+``; such a mix is a class of its own here.
+    """
+
+    image_ids: list[str]
+    files: list[str]
+    digests: list[str]
+    tiles: list[Tile | None]
+    labels: list[str]
+    splits: list[str]
+
+    @classmethod
+    def from_observations(cls, observations: pa.Table) -> LabelledImages:
+        """Rows that are ok, labelled and in a split; equal pixels count once.
+
+        Raises:
+            InputError: nothing to learn from: no labels, or fewer than two classes in the training split.
+        """
+        rows = [r for r in observations.to_pylist() if r["status"] == "ok" and r["labels"] and r["split"]]
+        unique = {row["image_id"]: row for row in sorted(rows, key=lambda r: (r["image_id"], r["file"]), reverse=True)}
+        ordered = [unique[image_id] for image_id in sorted(unique)]
+        images = cls(
+            [r["image_id"] for r in ordered],
+            [r["file"] for r in ordered],
+            [r["sha256"] for r in ordered],
+            [
+                None if r["tile_x"] is None else Tile(r["tile_x"], r["tile_y"], r["tile_width"], r["tile_height"])
+                for r in ordered
+            ],
+            ["+".join(r["labels"]) for r in ordered],
+            [r["split"] for r in ordered],
+        )
+        classes = images.classes
+        if len(classes) < 2:
+            raise InputError(
+                f"training needs at least two classes, found {classes or 'no labels'}. Put the images of each class "
+                "into a folder of its own; for a model that exists already use `damage-atlas recluster`."
+            )
+        counts = {c: sum(label == c for label in images.training_labels) for c in classes}
+        if max(counts.values()) < 2:
+            raise InputError(f"every class has a single training image ({counts}); a pair needs two of one class.")
+        return images
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def training_rows(self) -> Ints:
+        """Rows of the training split."""
+        return np.flatnonzero(np.array(self.splits) == "train")
+
+    @property
+    def training_labels(self) -> list[str]:
+        """Labels of the training split."""
+        return [self.labels[i] for i in self.training_rows]
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes of the training split, sorted."""
+        return sorted(set(self.training_labels))
+
+    def rows_of(self, split: str) -> Ints:
+        """Rows of one split."""
+        return np.flatnonzero(np.array(self.splits) == split)
+
+
+class Pixels:
+    """Preprocessed pixels of the images, decoded when first asked for and kept in a temporary file.
+
+    Use as a context manager: the file goes when it is left.
+    """
+
+    def __init__(self, images: LabelledImages, images_root: str, input_size: int, limits: Limits) -> None:
+        self.images, self.images_root, self.input_size, self.limits = images, images_root, input_size, limits
+        self._folder = tempfile.TemporaryDirectory(prefix="damage-atlas-pixels-")
+        self._pixels = np.memmap(
+            Path(self._folder.name) / "pixels.u8",
+            np.uint8,
+            "w+",
+            shape=(max(len(images), 1), input_size, input_size, 3),
+        )
+        self._decoded = np.zeros(len(images), bool)
+        self._pool = ThreadPoolExecutor(max_workers=2)
+
+    def __enter__(self) -> Pixels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        del self._pixels
+        self._folder.cleanup()
+
+    def __getitem__(self, rows: Ints) -> NDArray[np.uint8]:
+        """Pixels of ``rows``: B x size x size x 3.
+
+        Raises:
+            InputError: an image can no longer be read as the catalog found it.
+        """
+        missing = np.unique(rows[~self._decoded[rows]])
+        # A reader each: tiles of one photo share a decode, and threads must not share a reader.
+        chunks = [chunk for chunk in np.array_split(missing, 2) if len(chunk)]
+        list(self._pool.map(self._decode, chunks))
+        return np.asarray(self._pixels[rows])
+
+    def _decode(self, rows: Ints) -> None:
+        reader = PhotoReader(self.images_root, self.limits)
+        for row in rows:
+            file = self.images.files[row]
+            try:
+                picture = reader.read(file, self.images.digests[row], self.images.tiles[row])
+            except ImageError as error:
+                raise InputError(
+                    f"{file} cannot be read as the catalog found it ({error.reason}). Start a new run."
+                ) from error
+            self._pixels[row] = preprocess(picture, self.input_size)
+            self._decoded[row] = True

@@ -1,0 +1,66 @@
+"""Scores of an embedding on the held-out split."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damage_atlas.metrics import auprc, damage_scores, knn_accuracy, recall_at_specificity
+from damage_atlas.network import DamageNet, embed_pixels, resolve_precision
+from damage_atlas.spec import TrainSpec
+from damage_atlas.train.data import LabelledImages, Pixels
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_QUICK_IMAGES = 1000  # of each split: what an evaluation in mid-training looks at
+_ROWS_AT_ONCE = 512
+_SOUND_WORDS = ("non_crack", "non-crack", "noncrack", "sound", "normal", "no_damage", "intact", "undamaged")
+
+
+def embed_rows(network: DamageNet, pixels: Pixels, rows: Ints, spec: TrainSpec) -> Floats:
+    """Embeddings of ``rows`` as the embed stage would make them: len(rows) x D."""
+    dtype = resolve_precision(spec.precision, next(network.parameters()).device)
+    parts = [
+        embed_pixels(network, pixels[rows[start : start + _ROWS_AT_ONCE]], 64, dtype)
+        for start in range(0, len(rows), _ROWS_AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, network.embedding_size), np.float32)
+
+
+def quick_knn_accuracy(network: DamageNet, pixels: Pixels, images: LabelledImages, spec: TrainSpec) -> float:
+    """kNN accuracy, training images to held-out ones, on a fixed sample of each; NaN without held-out images."""
+    rng = np.random.default_rng(spec.seed)
+    reference = rng.permutation(images.training_rows)[:_QUICK_IMAGES]
+    queries = rng.permutation(images.rows_of("test"))[:_QUICK_IMAGES]
+    network.eval()
+    return knn_accuracy(
+        embed_rows(network, pixels, reference, spec),
+        [images.labels[i] for i in reference],
+        embed_rows(network, pixels, queries, spec),
+        [images.labels[i] for i in queries],
+    )
+
+
+def is_sound(label: str) -> bool:
+    """Whether a class name says that there is no damage."""
+    return any(word in label.lower() for word in _SOUND_WORDS)
+
+
+def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, float]:
+    """Scores on the held-out split, from all of both splits; without one, an empty dict.
+
+    ``recall_at_95_specificity`` and ``auprc`` are of damage against sound, where a class says that it is sound.
+    """
+    train, test = images.training_rows, images.rows_of("test")
+    if len(test) == 0:
+        return {}
+    truth = [images.labels[i] for i in test]
+    scores = {"knn_accuracy": knn_accuracy(vectors_ND[train], images.training_labels, vectors_ND[test], truth)}
+    damaged = np.array([not is_sound(label) for label in images.labels])
+    if 0 < damaged[train].sum() < len(train):
+        shares = damage_scores(vectors_ND[train], damaged[train], vectors_ND[test])
+        scores["damage_recall_at_95_specificity"] = recall_at_specificity(damaged[test], shares)
+        scores["damage_auprc"] = auprc(damaged[test], shares)
+        scores["damage_share"] = float(damaged[test].mean())
+    return scores

@@ -1,0 +1,226 @@
+"""The training loop. It knows neither Ray nor Airflow: what differs between one process and several is an ``Exchange``.
+
+A global batch is cut into ``shards``. Each shard is forwarded on its own; all embeddings are gathered and every worker
+computes the loss of the whole batch; each shard then runs backward from its own rows of the loss's gradient, and the
+shards' gradients are added pairwise in order. That is the gradient of one worker on the whole batch, exactly, with
+negatives from all workers, and with two shards its bits do not depend on who computes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from damage_atlas.network import resolve_precision, to_input
+from damage_atlas.spec import TrainSpec
+from damage_atlas.train.augment import augment
+from damage_atlas.train.data import Pixels
+from damage_atlas.train.losses import MNPairLoss, instance_loss
+from damage_atlas.train.sampling import BalancedBatches
+
+Ints = NDArray[np.int64]
+
+
+class Exchange(Protocol):
+    """How workers talk: one process alone, or torch.distributed under Ray Train."""
+
+    rank: int
+    workers: int
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The workers' tensors, one after the other along dimension 0."""
+        ...
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum of the workers' tensors."""
+        ...
+
+
+class Alone:
+    """The exchange of a single process."""
+
+    rank = 0
+    workers = 1
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+
+@dataclass
+class TrainingState:
+    """All that a training run carries from one iteration to the next."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    iteration: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Adam:
+    """Adam with the paper's decays: gradient 0.9, squared gradient 0.99."""
+    return torch.optim.Adam(
+        network.parameters(),
+        lr=spec.learning_rate,
+        betas=(spec.gradient_decay, spec.squared_gradient_decay),
+    )
+
+
+class Trainer:
+    """Runs iterations on this worker's shards.
+
+    Args:
+        state: network and optimizer; the network's device decides where the work is done.
+        pixels: of the training images.
+        rows: the training split's rows of ``pixels``.
+        codes: class code of each of these rows.
+    """
+
+    def __init__(
+        self, state: TrainingState, pixels: Pixels, rows: Ints, codes: Ints, spec: TrainSpec, exchange: Exchange
+    ) -> None:
+        self.state, self.pixels, self.rows, self.codes, self.spec, self.exchange = (
+            state,
+            pixels,
+            rows,
+            codes,
+            spec,
+            exchange,
+        )
+        self.device = next(state.network.parameters()).device
+        self.parameters = [p for p in state.network.parameters() if p.requires_grad]
+        self.dtype = resolve_precision(spec.precision, self.device)
+        self.batches = BalancedBatches(codes, spec.batch_size, spec.seed)
+        self.criterion = MNPairLoss(spec.temperature, spec.positive_weight, spec.loss)
+        each = spec.shards // exchange.workers
+        self.shards = range(exchange.rank * each, (exchange.rank + 1) * each)
+        self.shard_size = spec.batch_size // spec.shards
+        self.views = 2 if spec.instance_weight else 1
+
+    def run(self, until: int, on_iteration: Callable[[TrainingState], None]) -> None:
+        """Run iterations up to ``until``; the next batch is decoded and augmented while one is computed."""
+        lanes = len(self.shards) if self.device.type == "cpu" else 1
+        with (
+            _fixed_threads(self.spec.threads_per_shard),
+            ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(self.spec.threads_per_shard,)) as pool,
+            ThreadPoolExecutor(1) as loader,
+        ):
+            upcoming: Future[list[Tensor]] | None = None
+            while self.state.iteration < until:
+                started = time.monotonic()
+                inputs = upcoming.result() if upcoming else self._load(self.state.iteration)
+                if self.state.iteration + 1 < until:
+                    upcoming = loader.submit(self._load, self.state.iteration + 1)
+                row = self._step(inputs, pool)
+                self.state.seconds += time.monotonic() - started
+                self.state.history.append(row | {"seconds": self.state.seconds})
+                on_iteration(self.state)
+
+    def _load(self, iteration: int) -> list[Tensor]:
+        batch = self.batches[iteration]
+        inputs = []
+        for shard in self.shards:
+            first = shard * self.shard_size
+            pictures = self.pixels[self.rows[batch[first : first + self.shard_size]]]
+            views = [
+                augment(
+                    pictures,
+                    seed=self.spec.seed,
+                    iteration=iteration,
+                    first_position=first,
+                    view=view,
+                    erasing_probability=self.spec.erasing_probability,
+                    flips=self.spec.flips,
+                    brightness=self.spec.brightness,
+                )
+                for view in range(self.views)
+            ]
+            inputs.append(torch.from_numpy(np.concatenate(views)))
+        return inputs
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        images = to_input(pixels.to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            embeddings: Tensor = self.state.network(images)
+        return embeddings
+
+    def _step(self, inputs: list[Tensor], pool: ThreadPoolExecutor) -> dict[str, Any]:
+        state, spec = self.state, self.spec
+        state.network.train()
+        embeddings = list(pool.map(self._forward, inputs))
+        # Shards lie one after the other, each with its first views before its second ones.
+        gathered = self.exchange.gather(torch.cat([e.detach() for e in embeddings])).requires_grad_()
+        batch = self.batches[state.iteration]
+        labels = torch.as_tensor(self.codes[batch], device=self.device)
+        first, second = self._views(gathered)
+        loss = self.criterion(first, labels)
+        if second is not None:
+            loss = loss + spec.instance_weight * instance_loss(first, second, spec.temperature)
+        (gradient,) = torch.autograd.grad(loss, gathered)
+        rows_each = self.shard_size * self.views
+        own = gradient[self.shards.start * rows_each : self.shards.stop * rows_each].split(rows_each)
+        gradients = list(pool.map(self._backward, embeddings, own))
+        total = self.exchange.add(_pairwise_sum(gradients))
+        for parameter, part in zip(self.parameters, total.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        state.optimizer.step()
+        state.iteration += 1
+        positive, negative = _mean_cosines(first.detach(), labels)
+        return {
+            "iteration": state.iteration,
+            "images_seen": state.iteration * spec.batch_size * self.views,
+            "loss": float(loss.detach()),
+            "positive_cosine": positive,
+            "negative_cosine": negative,
+            "knn_accuracy": None,
+        }
+
+    def _views(self, gathered: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.views == 1:
+            return gathered, None
+        by_view = gathered.view(self.spec.shards, 2, self.shard_size, -1)
+        return by_view[:, 0].flatten(0, 1), by_view[:, 1].flatten(0, 1)
+
+    def _backward(self, embeddings: Tensor, gradient: Tensor) -> Tensor:
+        # grad(), not backward(): shards on threads must not add into the same .grad in an order of their own.
+        parts = torch.autograd.grad(embeddings, self.parameters, gradient)
+        return torch.cat([part.flatten() for part in parts])
+
+
+def _pairwise_sum(tensors: list[Tensor]) -> Tensor:
+    # As a tree over consecutive shards: workers then hold whole branches, and the sum's bits stay the same.
+    while len(tensors) > 1:
+        pairs = [a + b for a, b in zip(tensors[::2], tensors[1::2], strict=False)]
+        tensors = pairs + tensors[len(pairs) * 2 :]
+    return tensors[0]
+
+
+def _mean_cosines(unit_BD: Tensor, labels_B: Tensor) -> tuple[float, float]:
+    similarities = unit_BD @ unit_BD.T
+    same = labels_B[:, None] == labels_B[None, :]
+    pairs = ~torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
+    return float(similarities[same & pairs].mean()), float(similarities[~same].mean())
+
+
+@contextmanager
+def _fixed_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
