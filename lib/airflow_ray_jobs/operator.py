@@ -183,6 +183,7 @@ class RayJobOperator(BaseOperator):
             attempt=attempt,
             adopted=adopted,
             max_poll_s=self.max_poll.total_seconds(),
+            waiting_since_s=time.time(),
             job_timeout_s=self.job_timeout.total_seconds() if self.job_timeout else None,
             queue_timeout_s=self.queue_timeout.total_seconds() if self.queue_timeout else None,
             patience_s=self.patience.total_seconds(),

@@ -17,8 +17,8 @@ from airflow_ray_jobs.status import TERMINAL, Stand, Step, next_step
 
 FIRST_POLL_S = 1.0
 POLL_GROWTH = 1.2
-STOP_WAIT_S = 30.0
-KILL_WAIT_S = 20.0  # Airflow gives on_kill 30 s
+STOP_WAIT_S = 20.0  # Ray kills after 3 s; Airflow gives on_kill 30 s
+PENDING_STOP_WAIT_S = 5.0
 LOG_TIME_SHARE = 0.05  # reading the log takes at most this share of the time, however long the log has grown
 
 
@@ -32,8 +32,9 @@ class RayJobTrigger(BaseTrigger):
     :param attempt: the attempt, counted from 1.
     :param adopted: whether an earlier try had submitted the job.
     :param max_poll_s: seconds between two looks; the first come after one second.
+    :param waiting_since_s: when this try began to wait, in seconds since 1970.
     :param job_timeout_s: seconds from submission after which the job is stopped; None for no limit.
-    :param queue_timeout_s: seconds that the job may stay PENDING before it is stopped; None for no limit.
+    :param queue_timeout_s: seconds that this try waits for a PENDING job before it is stopped; None for no limit.
     :param patience_s: seconds without an answer from Ray after which the try fails.
     """
 
@@ -44,6 +45,7 @@ class RayJobTrigger(BaseTrigger):
         attempt: int,
         adopted: bool,
         max_poll_s: float,
+        waiting_since_s: float,
         job_timeout_s: float | None,
         queue_timeout_s: float | None,
         patience_s: float,
@@ -54,6 +56,7 @@ class RayJobTrigger(BaseTrigger):
         self.attempt = attempt
         self.adopted = adopted
         self.max_poll_s = max_poll_s
+        self.waiting_since_s = waiting_since_s
         self.job_timeout_s = job_timeout_s
         self.queue_timeout_s = queue_timeout_s
         self.patience_s = patience_s
@@ -62,8 +65,8 @@ class RayJobTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What a triggerer needs to build this trigger again; the token stays in the connection."""
-        names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "job_timeout_s",
-                 "queue_timeout_s", "patience_s")  # fmt: skip
+        names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "waiting_since_s",
+                 "job_timeout_s", "queue_timeout_s", "patience_s")  # fmt: skip
         return "airflow_ray_jobs.trigger.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -87,14 +90,8 @@ class RayJobTrigger(BaseTrigger):
             return
         self.log.info("The task was killed: stopping Ray job %s.", self.submission_id)
         async with AsyncRayJobsClient(await RayHook(self.ray_conn_id).address_for_trigger()) as client:
-            info = await self._stop(client, KILL_WAIT_S)
-        if info is not None and info.status not in TERMINAL:
-            self.log.error(
-                "Ray job %s is still %s. Stop it by hand: ray job stop %s",
-                self.submission_id, info.status, self.submission_id,
-            )  # fmt: skip
-        else:
-            self.log.info("Ray job %s is %s.", self.submission_id, info.status if info else "gone")
+            info = await self._stop(client)
+        self.log.info("Ray job %s: %s", self.submission_id, _after_stop(info))
 
     @property
     def _stand(self) -> Stand:
@@ -128,14 +125,13 @@ class RayJobTrigger(BaseTrigger):
 
     def _passed_limit(self, info: JobInfo) -> str:
         """Which time limit the job has passed, in words; empty when none."""
-        if info.start_time_s is None:
-            return ""
-        age_s = time.time() - info.start_time_s
-        if info.status == "PENDING" and self.queue_timeout_s is not None and age_s > self.queue_timeout_s:
+        waited_s = time.time() - self.waiting_since_s
+        if info.status == "PENDING" and self.queue_timeout_s is not None and waited_s > self.queue_timeout_s:
             return (
                 f"it did not start within its queue_timeout of {self.queue_timeout_s:.0f} s. {info.message.strip()} "
                 "Compare what the task asks for (num_cpus, num_gpus, custom_resources) with the cluster."
             )
+        age_s = waited_s if info.start_time_s is None else time.time() - info.start_time_s
         if self.job_timeout_s is not None and age_s > self.job_timeout_s:
             return f"it did not end within its job_timeout of {self.job_timeout_s:.0f} s."
         return ""
@@ -143,24 +139,26 @@ class RayJobTrigger(BaseTrigger):
     async def _give_up(self, client: AsyncRayJobsClient, reason: str) -> Outcome:
         """Stops a job that passed a limit. If it succeeded just before the stop, that counts."""
         self.log.warning("Stopping Ray job %s: %s", self.submission_id, reason)
-        info = await self._stop(client, STOP_WAIT_S)
+        info = await self._stop(client)
         if info is not None and info.status == "SUCCEEDED":
             return await self._end(client, info)
-        ended = info is None or info.status in TERMINAL
-        now = "It was stopped." if ended else "Ray has not stopped it yet; a retry adopts it if it still runs."
-        return given_up(self.submission_id, self.attempt, f"Ray job {self.submission_id}: {reason} {now}")
+        message = f"Ray job {self.submission_id}: {reason} {_after_stop(info)}"
+        return given_up(self.submission_id, self.attempt, message)
 
-    async def _stop(self, client: AsyncRayJobsClient, wait_s: float) -> JobInfo | None:
+    async def _stop(self, client: AsyncRayJobsClient) -> JobInfo | None:
         """Asks for the stop, again if need be, and returns what Ray says about the job at the end."""
-        deadline = time.monotonic() + wait_s
+        begin = time.monotonic()
         while True:
+            waited_s = time.monotonic() - begin
             try:
                 await client.stop(self.submission_id)
                 info = await client.job(self.submission_id)
-                if info is None or info.status in TERMINAL or time.monotonic() > deadline:
+                if info is None or info.status in TERMINAL or waited_s > STOP_WAIT_S:
+                    return info
+                if info.status == "PENDING" and waited_s > PENDING_STOP_WAIT_S:
                     return info
             except RayUnreachable:
-                if time.monotonic() > deadline:
+                if waited_s > STOP_WAIT_S:
                     raise
             await asyncio.sleep(FIRST_POLL_S)
 
@@ -199,3 +197,12 @@ class RayJobTrigger(BaseTrigger):
             self.log.info("%s", line)
             if number % 100 == 99:
                 await asyncio.sleep(0)
+
+
+def _after_stop(info: JobInfo | None) -> str:
+    """What became of a job that was asked to stop."""
+    if info is None or info.status in TERMINAL:
+        return "It was stopped." if info is None or info.status == "STOPPED" else f"It had ended as {info.status}."
+    if info.status == "PENDING":
+        return "It still waits for resources; Ray stops it when it gets them."
+    return f"Ray has not stopped it yet (it is {info.status}). Stop it by hand: ray job stop {info.submission_id}"

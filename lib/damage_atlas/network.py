@@ -24,14 +24,12 @@ class DamageNet(nn.Module):
     No batch normalisation, no skip connection. 6,650,704 parameters at 160 pixels and 16 dimensions.
 
     Args:
-        input_size: side of the square input, pixels; a multiple of 8.
+        input_size: side of the square input, pixels; each of three poolings halves it, rounding down.
         embedding_size: D.
     """
 
     def __init__(self, input_size: int = 160, embedding_size: int = 16) -> None:
         super().__init__()
-        if input_size % 8:
-            raise ValueError(f"input_size is {input_size}; three poolings need a multiple of 8")
         self.input_size = input_size
         self.embedding_size = embedding_size
         first, second, third, fourth = CHANNELS

@@ -55,7 +55,7 @@ class TrainSpec(Document):
     erasing_probability: float = Field(0.5, ge=0, le=1)
     flips: bool = True  # not the paper's; damage has no handedness
     brightness: float = Field(0.2, ge=0)  # not the paper's: spread of exposure between cameras
-    input_size: int = Field(160, ge=32, multiple_of=8)
+    input_size: int = Field(160, ge=32)
     embedding_size: int = Field(16, ge=2)
     precision: Literal["auto", "bf16", "float32"] = "auto"
     seed: int = 0

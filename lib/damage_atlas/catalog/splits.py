@@ -12,8 +12,8 @@ def assign_splits(groups: Sequence[str], classes: Sequence[str], test_share: flo
 
     Stratified and grouped, dealt out greedily as scikit-learn's StratifiedGroupKFold does: largest groups
     first, equals in an order that the seed shuffles, each to where it leaves the classes nearest to their
-    shares. Unlike folds this meets any share and has no minimum of rows or groups: a group that holds all there
-    is of a class goes to train, for a class that is not learnt cannot be tested. One group is all train.
+    shares. Unlike folds this meets any share and needs no minimum of rows or groups: a group that holds all
+    of a class goes to train, for a class that is not learnt cannot be tested. One group is all train.
 
     Args:
         groups: of each row; rows of one group share a side.

@@ -1,7 +1,7 @@
 """A procedural inspection archive whose truth is known: images, hidden sub-modes, planted trouble.
 
 Read in this order: `textures` (surfaces), `damage` (one painter per hidden mode), `camera` (light to pixels),
-`plan` (which file shows what), `render` (files), `planted` (duplicates, broken and odd files), `make` (all of it).
+`plan` (which file shows what), `render` (files), `planted` (duplicates, broken and odd files), `make` (all).
 """
 
 from damage_atlas.demo.damage import MODES, NEW_KIND

@@ -22,7 +22,7 @@ SMALLEST = len(MODE_LIST)
 # What a random number generator is for; together with the archive's seed and an index it is the whole seed.
 BANK, STRUCTURE, LABELLED, ARCHIVE, LARGE, PLANTED = range(6)
 
-# How often a class is seen on a material. Every class lies on several, so that the background gives little away.
+# How often a class is seen on a material. Every class lies on several: a background gives little away.
 SEEN_ON: dict[str, dict[str, float]] = {
     "crack": {"deck": 0.40, "pavement": 0.20, "steel": 0.15, "pipe": 0.25},
     "spalling": {"deck": 0.45, "pavement": 0.25, "pipe": 0.30},
@@ -50,7 +50,7 @@ class Asset:
 class Shot:
     """One picture: where it lies under ``images/`` and what is really on it.
 
-    ``rng_key`` seeds everything random about its pixels. ``layers`` are the (class, mode) painted, one or two.
+    ``rng_key`` seeds everything random about its pixels. ``layers`` are one or two (class, mode).
     """
 
     file: str
@@ -65,10 +65,12 @@ class Shot:
 
     @property
     def label(self) -> str:
+        """The class, as a folder of training images is called."""
         return "+".join(name for name, _ in self.layers)
 
     @property
     def mode(self) -> str:
+        """The hidden mode; two joined by "+" where two are painted."""
         return "+".join(mode for _, mode in self.layers)
 
 
@@ -82,14 +84,17 @@ class Plan:
 
     @property
     def n_labelled(self) -> int:
+        """How many training images."""
         return round(LABELLED_SHARE * self.size)
 
     @property
     def n_archive(self) -> int:
+        """How many close-ups of the archive."""
         return self.size - self.n_labelled
 
     @property
     def deliveries(self) -> tuple[str, ...]:
+        """Folder names, one round a season; they sort by time."""
         return tuple(
             f"{2026 + (2 + 3 * d) // 12}-{(2 + 3 * d) % 12 + 1:02d}-{SEASONS[d % 4]}-round"
             for d in range(self.n_deliveries)
@@ -97,7 +102,7 @@ class Plan:
 
     @property
     def assets(self) -> tuple[Asset, ...]:
-        """Bridge spans, sewer runs and cranes in turn: nine of them in the default archive, 102 in 200,000."""
+        """Bridge spans, sewer runs and cranes in turn: nine by default, 102 for 200,000 images."""
         kinds = (
             ("north-viaduct-span", ("deck", "pavement"), "DJI_"),
             ("mill-lane-sewer-run", ("pipe",), "RUN_"),
@@ -105,19 +110,14 @@ class Plan:
         )
         n_each = max(2, round(math.sqrt(self.size) / 13))
         return tuple(
-            Asset(
-                f"{name}-{k + 1:02d}",
-                materials,
-                prefix,
-                54.50 + 0.0021 * k + 0.03 * i,
-                -1.60 + 0.0034 * k,
-            )
+            Asset(f"{name}-{k + 1:02d}", materials, prefix, 54.50 + 0.0021 * k + 0.03 * i, -1.60 + 0.0034 * k)
             for k in range(n_each)
             for i, (name, materials, prefix) in enumerate(kinds)
         )
 
     @property
     def n_new_kind(self) -> int:
+        """How many close-ups of the third delivery show the new kind; 0 where there is no third."""
         if self.n_deliveries <= NEW_KIND_DELIVERY:
             return 0
         in_delivery = self.n_archive // self.n_deliveries
@@ -125,10 +125,12 @@ class Plan:
 
     @property
     def photos_per_delivery(self) -> int:
+        """How many 20-megapixel photos a delivery holds."""
         return 1 + math.isqrt(self.size) // 200
 
     @property
     def n_photos(self) -> int:
+        """How many 20-megapixel photos in all."""
         return self.photos_per_delivery * self.n_deliveries
 
     @property
@@ -141,6 +143,7 @@ class Plan:
         return -(-delivery * self.n_archive // self.n_deliveries)
 
     def captured_at(self, delivery: int, k: int) -> datetime:
+        """When the ``k``-th picture of a delivery was taken: one every 20 seconds."""
         year, month = (int(part) for part in self.deliveries[delivery].split("-")[:2])
         return datetime(year, month, 5, 9) + timedelta(seconds=20 * k)
 
@@ -150,10 +153,7 @@ class Plan:
         layers: tuple[tuple[str, str], ...] = (MODE_LIST[i % len(MODE_LIST)],)
         if i % DOUBLE_EVERY == DOUBLE_EVERY - 1:
             crack = ("longitudinal", "transverse")[rng.integers(2)]
-            layers = (
-                ("crack", crack),
-                ("spalling", ("scaling", "popout")[rng.integers(2)]),
-            )
+            layers = (("crack", crack), ("spalling", ("scaling", "popout")[rng.integers(2)]))
         material = _material(rng, layers[-1][0])
         shot_class = "+".join(name for name, _ in layers)
         return Shot(
@@ -205,9 +205,7 @@ class Plan:
         )
 
     def _is_new_kind(self, k: int) -> bool:
-        in_delivery = self.first_of(NEW_KIND_DELIVERY + 1) - self.first_of(
-            NEW_KIND_DELIVERY
-        )
+        in_delivery = self.first_of(NEW_KIND_DELIVERY + 1) - self.first_of(NEW_KIND_DELIVERY)
         every = in_delivery // self.n_new_kind
         return k % every == every - 1 and k // every < self.n_new_kind
 

@@ -1,11 +1,10 @@
 """What a real archive brings along uninvited: duplicates, broken and hostile files, odd formats, odd names.
 
-Each file's expected fate goes into the truth: its status (ok, duplicate, quarantined, ignored) and, where it is
-quarantined, the reason the catalog must give.
+Each file's expected fate goes into the truth: its status (ok, duplicate, quarantined, ignored) and, where it
+is quarantined, the reason the catalog must give.
 """
 
 import io
-import os
 import shutil
 import struct
 import zipfile
@@ -22,14 +21,7 @@ from damage_atlas.demo.render import close_up, exif_of, jpeg_bytes, truth_row
 
 OUTSIDE = "not-in-the-archive.jpg"  # beside images/: where the hostile link points
 
-ODD_FORMATS = (
-    "cmyk",
-    "grey",
-    "exif_rotated",
-    "png_16_bit",
-    "png_palette",
-    "gif_animated",
-)
+ODD_FORMATS = ("cmyk", "grey", "exif_rotated", "png_16_bit", "png_palette", "gif_animated")
 ODD_NAMES = (
     "pier 3, north face.jpg",
     "\"east\" 'abutment'.jpg",
@@ -57,39 +49,18 @@ def plant(root: Path, plan: Plan) -> Iterator[dict[str, str]]:
         for delivery in plan.deliveries:
             file = f"archive/{delivery}/{plan.assets[0].name}/{name}"
             _write(root / file, content)
-            yield _row(
-                file,
-                "side_car",
-                "ignored",
-                delivery=delivery,
-                asset=plan.assets[0].name,
-            )
+            yield _row(file, "side_car", "ignored", delivery=delivery, asset=plan.assets[0].name)
 
 
-def _row(
-    file: str,
-    planted: str,
-    status: str,
-    reason: str = "",
-    delivery: str = "",
-    asset: str = "",
-) -> dict[str, str]:
+def _row(file: str, planted: str, status: str, reason: str = "", delivery: str = "", asset: str = "") -> dict[str, str]:
     """A row of the truth for a file that shows nothing."""
-    row = dict.fromkeys(
-        ("class", "mode", "severity", "background", "group", "boxes"), ""
-    )
-    known = {
-        "planted": planted,
-        "status": status,
-        "reason": reason,
-        "delivery": delivery,
-        "asset": asset,
-    }
+    row = dict.fromkeys(("class", "mode", "severity", "background", "group", "boxes"), "")
+    known = {"planted": planted, "status": status, "reason": reason, "delivery": delivery, "asset": asset}
     return {"file": file} | row | known
 
 
 def _copies(root: Path, plan: Plan) -> Iterator[dict[str, str]]:
-    """The same asset delivered twice, the same asset under a second name, and the same bytes under two assets."""
+    """The same asset delivered twice, or under a second name; the same bytes under two assets."""
     for k in range(plan.n_copies):
         for delivery in range(plan.n_deliveries):
             room = plan.first_of(delivery + 1) - plan.first_of(delivery)
@@ -102,57 +73,19 @@ def _copies(root: Path, plan: Plan) -> Iterator[dict[str, str]]:
             if delivery + 1 < plan.n_deliveries:
                 later = plan.deliveries[delivery + 1]
                 file = f"archive/{later}/{again.asset.name}/{Path(again.file).name}"
-                yield _copy(
-                    root, again, file, "duplicate", "duplicate", later, again.asset.name
-                )
+                yield _copy(root, again, file, "duplicate", "duplicate", later, again.asset.name)
             # "_copy" sorts after the original's "." in a listing, so the copy is the one that is surplus.
             file = renamed.file.removesuffix(".jpg") + "_copy.jpg"
-            yield _copy(
-                root,
-                renamed,
-                file,
-                "duplicate",
-                "duplicate",
-                renamed.delivery,
-                renamed.asset.name,
-            )
-            other = next(
-                a
-                for a in plan.assets
-                if a != elsewhere.asset and a.prefix == elsewhere.asset.prefix
-            )
-            file = (
-                f"archive/{elsewhere.delivery}/{other.name}/{Path(elsewhere.file).name}"
-            )
-            yield _copy(
-                root,
-                elsewhere,
-                file,
-                "same_bytes",
-                "ok",
-                elsewhere.delivery,
-                other.name,
-            )
+            yield _copy(root, renamed, file, "duplicate", "duplicate", renamed.delivery, renamed.asset.name)
+            other = next(a for a in plan.assets if a != elsewhere.asset and a.prefix == elsewhere.asset.prefix)
+            file = f"archive/{elsewhere.delivery}/{other.name}/{Path(elsewhere.file).name}"
+            yield _copy(root, elsewhere, file, "same_bytes", "ok", elsewhere.delivery, other.name)
 
 
-def _copy(
-    root: Path,
-    shot: Shot,
-    file: str,
-    planted: str,
-    status: str,
-    delivery: str,
-    asset: str,
-) -> dict[str, str]:
+def _copy(root: Path, shot: Shot, file: str, planted: str, status: str, delivery: str, asset: str) -> dict[str, str]:
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root / shot.file, root / file)
-    known = {
-        "file": file,
-        "planted": planted,
-        "status": status,
-        "delivery": delivery,
-        "asset": asset,
-    }
+    known = {"file": file, "planted": planted, "status": status, "delivery": delivery, "asset": asset}
     return truth_row(shot) | known
 
 
@@ -194,9 +127,7 @@ def odd_bytes(kind: str, picture: Image.Image, shot: Shot) -> bytes:
         return jpeg_bytes(picture.convert("CMYK"), 88, exif_of(shot))
     if kind == "grey":
         return jpeg_bytes(picture.convert("L"), 88, exif_of(shot))
-    if (
-        kind == "exif_rotated"
-    ):  # stored lying on its side; orientation 6 asks the viewer to turn it back
+    if kind == "exif_rotated":  # stored lying on its side; orientation 6 asks the viewer to turn it back
         exif = exif_of(shot)
         exif[ExifTags.Base.Orientation] = 6
         return jpeg_bytes(picture.transpose(Image.Transpose.ROTATE_90), 88, exif)
@@ -207,43 +138,24 @@ def odd_bytes(kind: str, picture: Image.Image, shot: Shot) -> bytes:
     elif kind == "png_palette":
         picture.quantize(64).save(buffer, "PNG")
     elif kind == "gif_animated":
-        frames = [
-            picture.point([min(255, int(v * gain)) for v in range(256)] * 3)
-            for gain in (1.0, 1.1, 0.9)
-        ]
+        frames = [picture.point([min(255, int(v * gain)) for v in range(256)] * 3) for gain in (1.0, 1.1, 0.9)]
         paletted = [frame.quantize(128) for frame in frames]
-        paletted[0].save(
-            buffer,
-            "GIF",
-            save_all=True,
-            append_images=paletted[1:],
-            duration=200,
-            loop=0,
-        )
+        paletted[0].save(buffer, "GIF", save_all=True, append_images=paletted[1:], duration=200, loop=0)
     else:
-        raise ValueError(
-            f"demo: no odd format {kind!r}; choose one of {', '.join(ODD_FORMATS)}."
-        )
+        raise ValueError(f"demo: no odd format {kind!r}; choose one of {', '.join(ODD_FORMATS)}.")
     return buffer.getvalue()
 
 
-def png_chunk(kind: bytes, content: bytes, broken: bool = False) -> bytes:
-    checksum = zlib.crc32(kind + content) ^ (0xFFFF if broken else 0)
-    return (
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-    )
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png_bytes(width: int, height: int, rows: bytes, broken: bool = False) -> bytes:
-    """An 8-bit grey PNG that claims ``width`` x ``height`` pixels, whatever ``rows`` hold."""
+def png_bytes(width: int, height: int, stream: bytes) -> bytes:
+    """An 8-bit grey PNG that claims ``width`` x ``height`` pixels, whatever its ``stream`` holds."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    body = png_chunk(b"IDAT", zlib.compress(rows), broken)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + body
-        + png_chunk(b"IEND", b"")
-    )
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", stream) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def broken_files(plan: Plan) -> dict[str, tuple[str, bytes]]:
@@ -253,23 +165,22 @@ def broken_files(plan: Plan) -> dict[str, tuple[str, bytes]]:
     rng = np.random.default_rng([plan.seed, PLANTED, 91])
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as inner:
-        inner.writestr(
-            zipfile.ZipInfo("payload.sh", (2026, 3, 5, 9, 0, 0)),
-            "echo pictures do not do this\n",
-        )
+        inner.writestr(zipfile.ZipInfo("payload.sh", (2026, 3, 5, 9, 0, 0)), "echo pictures do not do this\n")
     dot = io.BytesIO()
     Image.new("RGB", (1, 1), (120, 120, 118)).save(dot, "PNG")
+    # A JPEG's first bytes, a frame header of 9 bits a sample that no decoder takes, then static.
+    jfif = bytes.fromhex("ffd8ffe000104a46494600010100000100010000")
+    frame = bytes.fromhex("ffc0001109010001000301220002110103110100")
+    static = jfif + frame + rng.bytes(3000) + b"\xff\xda" + rng.bytes(1000) + b"\xff\xd9"
+    bad_header = bytearray(png_bytes(64, 64, zlib.compress(bytes(64 * 65))))
+    bad_header[8 + 8 + 13] ^= 0xFF  # signature, length and name, header: then comes the header's checksum
     return {
         "empty.jpg": ("empty", b""),
         "cut_short.jpg": ("truncated", whole[: len(whole) * 3 // 5]),
         "letter.jpg": ("not_an_image", b"Dear colleague, the photos follow by post.\n"),
-        "bomb.png": ("bomb", png_bytes(60_000, 60_000, bytes(64))),
-        "static.jpg": (
-            "corrupt",
-            b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-            + rng.bytes(4000),
-        ),
-        "bad_checksum.png": ("corrupt", png_bytes(64, 64, bytes(64 * 65), broken=True)),
+        "bomb.png": ("bomb", png_bytes(60_000, 60_000, zlib.compress(bytes(64)))),
+        "static.jpg": ("corrupt", static),
+        "bad_header.png": ("corrupt", bytes(bad_header)),
         "archive.png": ("not_an_image", archive.getvalue()),
         "dot.png": ("too_small", dot.getvalue()),
     }
@@ -287,15 +198,8 @@ def _broken(root: Path, plan: Plan) -> Iterator[dict[str, str]]:
     _write(root.parent / OUTSIDE, jpeg_bytes(close_up(shot)[0], 88, exif_of(shot)))
     file = f"archive/{plan.deliveries[-1]}/{asset}/elsewhere.jpg"
     (root / file).parent.mkdir(parents=True, exist_ok=True)
-    os.symlink(Path("..", "..", "..", "..", OUTSIDE), root / file)
-    yield _row(
-        file,
-        "corrupt:link_outside",
-        "quarantined",
-        "link_outside",
-        plan.deliveries[-1],
-        asset,
-    )
+    (root / file).symlink_to(Path("..", "..", "..", "..", OUTSIDE))
+    yield _row(file, "corrupt:link_outside", "quarantined", "link_outside", plan.deliveries[-1], asset)
 
 
 def _write(path: Path, content: bytes) -> None:

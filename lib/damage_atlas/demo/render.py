@@ -13,36 +13,31 @@ import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 from damage_atlas.demo.camera import Photo, develop, take
-from damage_atlas.demo.damage import (
-    MODES,
-    NEW_KIND,
-    Canvas,
-    crack_lines,
-    efflorescence,
-    start_canvas,
-)
+from damage_atlas.demo.damage import MODES, NEW_KIND, Canvas, crack_lines, efflorescence, start_canvas
 from damage_atlas.demo.plan import STRUCTURE, Shot
-from damage_atlas.demo.textures import SCALES, Bank, make_bank, make_surface
+from damage_atlas.demo.textures import SCALES, Bank, Surface, make_bank, make_surface
 
 STRIP_PX = 192  # rows of a large photo developed at a time: 5,472 x 192 float32 planes stay small
+WIDE_PX = 1024  # period of a large photo's texture: four tiles of 256 pixels
 BOX_STEP = 8  # crack points per bounding box: about 40 pixels, so that a box touches few tiles the crack does not
-CAMERAS = {
-    "DJI_": ("DJI", "M3E"),
-    "RUN_": ("IBAK", "Orion 3"),
-    "SCAN_": ("Basler", "raL8192"),
-}
+CAMERAS = {"DJI_": ("DJI", "M3E"), "RUN_": ("IBAK", "Orion 3"), "SCAN_": ("Basler", "raL8192")}
 
 
 @lru_cache(maxsize=1)
 def bank_of(seed: int) -> Bank:
+    """The bank of an archive, made at its first use in a process."""
     return make_bank(seed)
+
+
+@lru_cache(maxsize=1)
+def wide_deck(seed: int, variant: int) -> Surface:
+    """The deck of the bank's ``variant``, large enough that a photo may repeat it."""
+    return make_surface(np.random.default_rng([seed, STRUCTURE]), "deck", WIDE_PX, SCALES[variant])
 
 
 def structure_of(shot: Shot) -> Photo:
     """The look that all shots of one group share."""
-    rng = np.random.default_rng(
-        [shot.rng_key[0], STRUCTURE, zlib.crc32(shot.group.encode())]
-    )
+    rng = np.random.default_rng([shot.rng_key[0], STRUCTURE, zlib.crc32(shot.group.encode())])
     return Photo.of(rng, shot.material, len(SCALES))
 
 
@@ -52,15 +47,14 @@ def close_up(shot: Shot) -> tuple[Image.Image, float]:
     rng = np.random.default_rng([*shot.rng_key, 1])
     canvas = start_canvas(rng, bank.surfaces[shot.material][photo.variant])
     severity = float(rng.random())
-    for name, mode in reversed(
-        shot.layers
-    ):  # a crack comes last: it runs on through a spall
+    for name, mode in reversed(shot.layers):  # a crack comes last: it runs on through a spall
         painter = efflorescence if name == NEW_KIND else MODES[name][mode]
         painter(canvas, rng, bank, severity)
     return take(canvas, rng, bank, photo), severity
 
 
 def quality_of(shot: Shot) -> int:
+    """The JPEG quality of a shot's camera."""
     return int(np.random.default_rng([*shot.rng_key, 2]).integers(68, 95))
 
 
@@ -80,15 +74,7 @@ def write_large(root: Path, shot: Shot, size: tuple[int, int]) -> dict[str, str]
     seed = shot.rng_key[0]
     rng = np.random.default_rng([*shot.rng_key, 1])
     photo = structure_of(shot)
-    texture_px = (
-        1536  # repeats over the photo, but too large for the eye to see it in a tile
-    )
-    surface = make_surface(
-        np.random.default_rng([seed, STRUCTURE]),
-        "deck",
-        texture_px,
-        SCALES[photo.variant],
-    )
+    surface, texture_px = wide_deck(seed, photo.variant), WIDE_PX
 
     angle = (math.pi / 2 if shot.mode == "longitudinal" else 0) + rng.normal(0, 0.15)
     reach = min(rng.uniform(800, 1300), 0.5 * min(size))
@@ -110,14 +96,9 @@ def write_large(root: Path, shot: Shot, size: tuple[int, int]) -> dict[str, str]
     for top in range(0, height, STRIP_PX):
         above = min(top, 1)  # one row more, for the shade of the strip's first row
         y = np.arange(top - above, min(top + STRIP_PX, height))
-        albedo, relief = (
-            plane[y % texture_px][:, columns]
-            for plane in (surface.albedo, surface.height)
-        )
+        albedo, relief = (plane[y % texture_px][:, columns] for plane in (surface.albedo, surface.height))
         down = (2 * y[:, None] / height - 1).astype(np.float32)
-        light = np.float32(gain) * (
-            1 + np.float32(slope) * across - np.float32(0.12) * (across**2 + down**2)
-        )
+        light = np.float32(gain) * (1 + np.float32(slope) * across - np.float32(0.12) * (across**2 + down**2))
         canvas = Canvas(albedo, relief)
         box = (0, int(y[0]), width, int(y[-1]) + 1)
         depth = np.asarray(crack.crop(box), dtype=np.float32) / np.float32(255)
@@ -133,9 +114,7 @@ def write_large(root: Path, shot: Shot, size: tuple[int, int]) -> dict[str, str]
     return row
 
 
-def _boxes(
-    lines: list[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]
-) -> list[str]:
+def _boxes(lines: list[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]) -> list[str]:
     """Bounding boxes "left top right bottom" of short pieces of the crack, clipped to the photo."""
     boxes = []
     for points_P2, _ in lines:
@@ -167,22 +146,16 @@ def truth_row(shot: Shot, severity: float | None = None) -> dict[str, str]:
 
 
 def exif_of(shot: Shot) -> Image.Exif:
-    """Camera, asset, inspection, time and place as an inspection camera writes them; empty for training images."""
+    """Camera, asset, inspection, time and place as a camera writes them; empty for training images."""
     exif = Image.Exif()
     if shot.asset is None or shot.captured_at is None:
         return exif
     make, model = CAMERAS[shot.asset.prefix]
     exif[ExifTags.Base.Make] = make
     exif[ExifTags.Base.Model] = model
-    exif[ExifTags.Base.ImageDescription] = (
-        f"asset={shot.asset.name}; inspection={shot.delivery}"
-    )
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = (
-        f"{shot.captured_at:%Y:%m:%d %H:%M:%S}"
-    )
-    dx, dy = np.random.default_rng([*shot.rng_key, 3]).normal(
-        0, 2e-4, 2
-    )  # some 20 metres along the asset
+    exif[ExifTags.Base.ImageDescription] = f"asset={shot.asset.name}; inspection={shot.delivery}"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = f"{shot.captured_at:%Y:%m:%d %H:%M:%S}"
+    dx, dy = np.random.default_rng([*shot.rng_key, 3]).normal(0, 2e-4, 2)  # some 20 metres along the asset
     latitude, longitude = shot.asset.latitude + dy, shot.asset.longitude + dx
     gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
     gps[ExifTags.GPS.GPSLatitudeRef] = "N" if latitude >= 0 else "S"
@@ -199,10 +172,9 @@ def _degrees(value: float) -> tuple[float, float, float]:
 
 
 def jpeg_bytes(picture: Image.Image, quality: int, exif: Image.Exif) -> bytes:
+    """``picture`` as JPEG, with ``exif`` where there is any."""
     buffer = io.BytesIO()
-    picture.save(
-        buffer, "JPEG", quality=quality, exif=exif.tobytes() if len(exif) else b""
-    )
+    picture.save(buffer, "JPEG", quality=quality, exif=exif.tobytes() if len(exif) else b"")
     return buffer.getvalue()
 
 

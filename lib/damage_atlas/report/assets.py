@@ -48,7 +48,7 @@ def rank_assets(
     by_asset: dict[str, list[Sighting]] = defaultdict(list)
     for sighting in sightings:
         by_asset[sighting.asset_id].append(sighting)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for asset_id, seen in by_asset.items():
         clusters = Counter(s.cluster_id for s in seen if s.cluster_id is not None)
         of_born = {c: n for c, n in clusters.items() if c in born}
@@ -61,7 +61,9 @@ def rank_assets(
             by_label[damage[cluster]] += n
         reasons = [f"{n} of {len(seen)} in new cluster {c}" for c, n in sorted(of_born.items())]
         if of_damage:
-            kinds = ", ".join(f"{label} {n}" for label, n in sorted(by_label.items(), key=lambda x: (-x[1], x[0])))
+            kinds = ", ".join(
+                f"{label} {n}" for label, n in sorted(by_label.items(), key=lambda x: (-x[1], x[0]))
+            )
             reasons.append(f"{n_damage} of {len(seen)} in damage clusters ({kinds})")
         rows.append(
             {

@@ -220,7 +220,7 @@ def gather_facts(run: Run, points: list[Point]) -> Facts:
     cluster_rows = run.read_table("cluster", "clusters.parquet").to_pylist()
     alive = [row for row in cluster_rows if row["status"] != "died"]
     clusters = _clusters(run, points, alive)
-    before, sizes_before, changes = _since_previous(run, cluster_rows)
+    before, changes = _since_previous(run, cluster_rows)
 
     noise = sum(p.cluster_id is None for p in points)
     classes = _classes(points, clusters)
@@ -343,21 +343,23 @@ def _classes(points: list[Point], clusters: list[Cluster]) -> list[ClassRow]:
     return rows
 
 
-def _since_previous(run: Run, clusters: list[Row]) -> tuple[set[str] | None, dict[int, int], list[Change]]:
-    """Observations of the previous version (None when this is the first), its cluster sizes, and what changed."""
+def _since_previous(run: Run, clusters: list[Row]) -> tuple[set[str] | None, list[Change]]:
+    """Observations of the previous version (None when this is the first), and what changed."""
     previous = run.previous()
     if previous is None or run.spec.previous_version is None:
-        return None, {}, []
+        return None, []
     seen = set(previous.read_table("cluster", "points.parquet").column("observation_id").to_pylist())
     rows = previous.read_table("cluster", "clusters.parquet").select(["cluster_id", "size"]).to_pylist()
     sizes = {row["cluster_id"]: row["size"] for row in rows}
     lineage = run.read_table("cluster", "lineage.parquet").to_pylist()
-    return seen, sizes, describe_changes(clusters, lineage, sizes, run.spec.previous_version)
+    return seen, describe_changes(clusters, lineage, sizes, run.spec.previous_version)
 
 
 def _quarantined(run: Run, observations: list[Row]) -> list[Quarantined]:
     found = [
-        Quarantined(place(row), row["reason"], QUARANTINE_REASONS.get(row["reason"], ""), row["detail"], "catalog")
+        Quarantined(
+            place(row), row["reason"], QUARANTINE_REASONS.get(row["reason"], ""), row["detail"], "catalog"
+        )
         for row in observations
         if row["status"] == "quarantined"
     ]
@@ -385,7 +387,8 @@ def _duplicates(observations: list[Row]) -> list[Duplicate]:
             anywhere.setdefault(row["image_id"], row["file"])
     return [
         Duplicate(
-            place(row), first.get((row["image_id"], row["asset_id"]), anywhere.get(row["image_id"] or "", None))
+            place(row),
+            first.get((row["image_id"], row["asset_id"]), anywhere.get(row["image_id"] or "", None)),
         )
         for row in observations
         if row["status"] == "duplicate"
@@ -422,7 +425,11 @@ def _finding(
             parts.append(f"cluster {ids[0]} is new ({_many(sizes[ids[0]], 'image', 'images')}{nearest})")
         elif ids:
             parts.append(f"{_many(len(ids), 'cluster', 'clusters')} {one if len(ids) == 1 else many}")
-    since = f"Since version {previous}: {', '.join(parts)}." if parts else f"Nothing is new since version {previous}."
+    since = (
+        f"Since version {previous}: {', '.join(parts)}."
+        if parts
+        else f"Nothing is new since version {previous}."
+    )
     return f"{text} {since}"
 
 

@@ -9,18 +9,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
+from damage_atlas.images import encode_png
 from damage_atlas.report.palette import NOISE_COLOR, Look
 
 Floats = NDArray[np.float64]
 
 _MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D"}
 _DPI = 150
-_CELL_IN = 0.62  # inches, each side of a picture in a row
 _LEGEND_ROWS = 24
+_INK = "#16191d"
 
 
 def draw_map(
@@ -54,7 +57,9 @@ def draw_map(
             )  # fmt: skip
             text = names.get(group, "noise" if centres is not None else "no label")
             handles.append(
-                Line2D([], [], marker=_MARKERS[style.shape], color=style.color, ls="", ms=6, label=_plain(text))
+                Line2D(
+                    [], [], marker=_MARKERS[style.shape], color=style.color, ls="", ms=6, label=_plain(text)
+                )
             )
     for group, (x, y) in (centres or {}).items():
         axes.annotate(
@@ -69,31 +74,35 @@ def draw_map(
     return _png(figure)
 
 
-def draw_rows(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], title: str, cell_px: int = 96) -> bytes:
-    """Rows of pictures (each cell_px x cell_px x 3) with a name in front, as PNG; the first picture is the sample."""
+def draw_rows(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], title: str, cell_px: int) -> bytes:
+    """Rows of pictures (each cell_px x cell_px x 3) with a name in front, as PNG; the first picture is the sample.
+
+    Pasted pixel by pixel: a plotting library would resample some hundred pictures, slowly, and blur them.
+    """
     columns = max((len(pictures) for _, pictures in rows), default=1)
-    gap = 4
+    gap, margin, head, foot = 4, 56, 40, 26
     step = cell_px + gap
-    wall = np.full((max(len(rows), 1) * step, columns * step + gap, 3), 255, dtype=np.uint8)
-    for i, (_, pictures) in enumerate(rows):
-        for j, picture in enumerate(pictures):
-            left = j * step + (gap if j else 0)  # the sample stands a little apart
-            wall[i * step : i * step + cell_px, left : left + cell_px] = picture
-    width, height = _CELL_IN * wall.shape[1] / step, _CELL_IN * wall.shape[0] / step
-    figure = Figure(figsize=(width + 1.2, height + 0.7), dpi=_DPI, layout="constrained")
-    axes = figure.add_subplot()
-    _bare(axes, title)
-    axes.imshow(wall, interpolation="lanczos")
-    axes.set_yticks([i * step + cell_px / 2 for i in range(len(rows))], [_plain(name) for name, _ in rows], fontsize=8)
-    axes.tick_params(length=0)
-    if rows:
-        axes.set_xticks(
-            [cell_px / 2, *(j * step + gap + cell_px / 2 for j in range(1, columns))],
-            ["sample", *(str(j) for j in range(1, columns))],
-            fontsize=7,
+
+    def left(column: int) -> int:
+        return margin + column * step + (2 * gap if column else 0)  # the sample stands a little apart
+
+    sheet = Image.new("RGB", (left(columns) + gap, head + max(len(rows), 1) * step + foot), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, head / 2), title, fill=_INK, font=ImageFont.load_default(18), anchor="lm")
+    for i, (name, pictures) in enumerate(rows):
+        top = head + i * step
+        pen.text(
+            (margin - 10, top + cell_px / 2), name, fill=_INK, font=ImageFont.load_default(18), anchor="rm"
         )
-        axes.xaxis.set_ticks_position("bottom")
-    return _png(figure)
+        for j, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture), (left(j), top))
+    if rows:
+        for j in range(columns):
+            pen.text(
+                (left(j) + cell_px / 2, sheet.height - foot / 2 - gap), str(j) if j else "sample", fill=_INK,
+                font=ImageFont.load_default(13), anchor="mm",
+            )  # fmt: skip
+    return encode_png(np.asarray(sheet))
 
 
 def _bare(axes: Axes, title: str) -> None:
@@ -105,8 +114,11 @@ def _bare(axes: Axes, title: str) -> None:
 
 
 def _plain(text: str) -> str:
+    """``text`` in the characters that the figures' font has; the page shows all of them."""
+    font = get_font(findfont("DejaVu Sans"))
+    drawable = "".join(c if font.get_char_index(ord(c)) else "\u25a1" for c in text)
     # A pair of dollars would start mathematics.
-    return text.replace("$", r"\$")
+    return drawable.replace("$", r"\$")
 
 
 def _png(figure: Figure) -> bytes:

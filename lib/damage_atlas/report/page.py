@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
@@ -52,12 +52,13 @@ def render_page(
     script = Markup(_file("page.js"))
     uris = {key: _data_uri(data) for key, data in pictures.items()}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "visible": visible,
         "number": lambda n: f"{n:,}",
         "percent": _percent,
         "seconds": _duration,
     }
+    environment.filters |= filters
     by_id = {c.cluster_id: c for c in facts.clusters}
     pictured = [c for c in pictured_changes(facts) if c.cluster_id in by_id]
     text = environment.from_string(_file("page.html.j2")).render(
@@ -148,7 +149,7 @@ def _map_data(
     corner = (low + high) / 2 - span / 2
 
     def packed(xy: NDArray[np.float64]) -> NDArray[np.uint16]:
-        return np.rint((xy - corner) / span * 65535).clip(0, 65535).astype("<u2")
+        return np.asarray(np.rint((xy - corner) / span * 65535).clip(0, 65535), dtype=np.uint16)
 
     cluster_key = {c.cluster_id: i for i, c in enumerate(facts.clusters, start=1)}
     # Two bytes an asset; those beyond are found in the tables.
@@ -160,7 +161,7 @@ def _map_data(
         style = looks["cluster"][c.cluster_id]
         x, y = packed(np.array(centres.get(c.cluster_id, tuple(corner)))).tolist()
         clusters.append(
-            {"name": str(c.cluster_id), "color": style.color, "shape": style.shape, "status": WORD[c.status],
+            {"name": str(c.cluster_id), "color": style.color, "shape": style.shape, "status": "" if facts.previous_version is None else WORD[c.status],
              "x": x, "y": y}
         )  # fmt: skip
     coordinates = packed(xy_N2)
@@ -222,7 +223,11 @@ def _source(text: str) -> Markup:
 
 
 def _colours(looks: Mapping[str, Mapping[int, Look]]) -> str:
-    rules = [f".{kind}-{key}{{--dot:{style.color}}}" for kind, group in looks.items() for key, style in group.items()]
+    rules = [
+        f".{kind}-{key}{{--dot:{style.color}}}"
+        for kind, group in looks.items()
+        for key, style in group.items()
+    ]
     # A policy without inline styles: shades of the table's cells are classes too.
     rules += [f".heat{i}{{background:rgba(var(--heat),{0.055 * i:.3f})}}" for i in range(1, 10)]
     return "".join([*rules, f".noise{{--dot:{NOISE_COLOR}}}"])

@@ -60,7 +60,9 @@ def make_sheets(
             thumbnails[positions[readable_N]] = pixels_NSSC[readable_N]
             missing += positions[~readable_N].tolist()
             progress.add(len(positions), int((~readable_N).sum()))
-    sheets = tuple(_sheet(thumbnails[start : start + _PER_SHEET]) for start in range(0, len(points), _PER_SHEET))
+    sheets = tuple(
+        _sheet(thumbnails[start : start + _PER_SHEET]) for start in range(0, len(points), _PER_SHEET)
+    )
     return Sheets(size, sheets, tuple(sorted(missing)))
 
 

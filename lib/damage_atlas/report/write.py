@@ -79,7 +79,9 @@ def _drawn_points(facts: Facts, points: Sequence[Point]) -> list[Point]:
 
 def _pictures(run: Run, facts: Facts) -> dict[str, bytes]:
     """Pictures and heat maps of all rows, as they are in the store; made smaller where there are very many."""
-    keys = sorted({key for c in facts.clusters for item in c.row for key in (item.picture_key, item.heatmap_key)})
+    keys = sorted(
+        {key for c in facts.clusters for item in c.row for key in (item.picture_key, item.heatmap_key)}
+    )
     pictures = {key: run.store.read(f"{run.key}/{key}") for key in keys}
     if len(facts.clusters) <= _FULL_SIZE_CLUSTERS:
         return pictures
@@ -98,7 +100,11 @@ def _write_figures(stage: Stage, facts: Facts, drawn: Sequence[Point], pictures:
     xy_N2 = np.array([(p.x, p.y) for p in drawn], dtype=np.float64).reshape(-1, 2)
     label_index = {row.label: i for i, row in enumerate(facts.classes)}
     class_of = [label_index.get(p.label) if p.label is not None else None for p in drawn]
-    names = {i: f"{visible(row.label)} ({row.images:,})" for i, row in enumerate(facts.classes) if i in set(class_of)}
+    names = {
+        i: f"{visible(row.label)} ({row.images:,})"
+        for i, row in enumerate(facts.classes)
+        if i in set(class_of)
+    }
     stage.write(
         "figures/class-map.png",
         draw_map(xy_N2, class_of, names, class_looks(facts), f"{len(names)} predefined classes"),
@@ -115,7 +121,9 @@ def _write_figures(stage: Stage, facts: Facts, drawn: Sequence[Point], pictures:
         ),
     )
     stage.write("figures/pictures.png", _draw_rows(facts, pictures, "Sample and nearest images", heat=False))
-    stage.write("figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True))
+    stage.write(
+        "figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True)
+    )
 
 
 def _draw_rows(facts: Facts, pictures: dict[str, bytes], title: str, heat: bool) -> bytes:

@@ -219,7 +219,8 @@ class _S3Backend:
 
         self.bucket = bucket
         self.prefix = prefix
-        self._client = boto3.client(
+        # A session of its own: the default one keeps the first credentials it saw, and is not safe across threads.
+        self._client = boto3.session.Session().client(
             "s3",
             config=Config(
                 retries={"mode": "standard", "max_attempts": 8},

@@ -188,7 +188,7 @@
         link.textContent = "Cluster " + cluster.name;
         p.append(link);
       } else p.append("Cluster " + cluster.name);
-      p.append(` (${cluster.status}), confidence ${confidence[i]}%`);
+      p.append(`${cluster.status && ` (${cluster.status})`}, confidence ${confidence[i]}%`);
       words.append(p);
     } else words.append(line("In no cluster (noise)"));
     words.append(line(`Novelty ${(novelty[i] / 100).toFixed(2)}` + (asset[i] === NO_ASSET ? "" : ` · ${data.assets[asset[i]]}`), "soft"));

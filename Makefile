@@ -1,0 +1,53 @@
+# `make` lists what there is. Everything lives in .venv and var/; nothing is installed elsewhere.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+# uv reads its own variable; whoever has told pip where wheels lie means uv as well.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup lock demo airflow check test test-lib bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/ready ## the environment in .venv, every version locked (about 2 minutes, 2 GB)
+
+.venv/ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+lock: ## make requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra ray --extra airflow --extra dev --quiet \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock.new
+	@{ sed -n '/^#/p' requirements.lock; sed -e 's/+cpu//' -e '/^#/d' requirements.lock.new; } > requirements.lock.tmp
+	@mv requirements.lock.tmp requirements.lock && rm requirements.lock.new
+
+demo: setup ## the main job on a made-up archive: Airflow runs Ray jobs to a published report
+	@$(BIN)/python -m infra.local.demo
+
+airflow: setup ## the Airflow UI with the demo's DAGs, left running until Ctrl-C
+	@$(BIN)/python -m infra.local.ui
+
+check: setup ## format, lint, types, import rules, compose file
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+test-lib: setup ## the library's tests alone: no Ray, Airflow or server
+	$(BIN)/python -m pytest tests/lib tests/architecture
+
+test: setup ## all tests: library, real Ray, real Airflow, real S3 server, real browser
+	$(BIN)/python -m pytest
+
+bench: setup ## benchmarks against named peers; each prints a ratio
+	$(BIN)/python -m bench
+
+clean: ## remove var/ (runs, demo archive); .venv stays
+	rm -rf var

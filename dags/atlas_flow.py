@@ -1,0 +1,112 @@
+"""What the DAGs share: archive files, opening a run, and a stage as a Ray job. Imports neither ray nor torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_ray_jobs import RayJobOperator
+from damage_atlas.contracts import RunKind
+from damage_atlas.errors import AtlasError, InputError
+from damage_atlas.spec import ArchiveSpec, parse_document, with_overrides
+from damage_atlas.store import Store, absolute, start_run
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Where archive files lie, what their relative folders are relative to, and where everything is stored.
+ARCHIVES = Path(os.environ.get("DAMAGE_ATLAS_ARCHIVES", _REPOSITORY / "infra" / "archives"))
+DATA = os.environ.get("DAMAGE_ATLAS_DATA", str(_REPOSITORY / "var"))
+STORE = os.environ.get("DAMAGE_ATLAS_STORE", str(_REPOSITORY / "var" / "store"))
+
+DEFAULTS = {
+    "owner": "inspection",
+    "retries": 2,
+    "retry_delay": timedelta(seconds=30),
+    "execution_timeout": timedelta(hours=12),
+}
+# Longest a stage may take; a job beyond it is stopped and the try fails.
+TIMEOUTS = {"train": timedelta(hours=12), "embed": timedelta(hours=12), "cluster": timedelta(hours=6)}
+_TIMEOUT = timedelta(hours=2)
+
+
+def archives() -> list[ArchiveSpec]:
+    """The archive files, by name."""
+    return [parse_document(ArchiveSpec, file.read_text(), file.name) for file in sorted(ARCHIVES.glob("*.yaml"))]
+
+
+def located(folder: str) -> str:
+    """A folder of an archive file as an address: relative ones lie under $DAMAGE_ATLAS_DATA."""
+    if "://" in folder or folder.startswith("/"):
+        return folder
+    return f"{absolute(DATA)}/{folder}"
+
+
+@task(retries=2, execution_timeout=timedelta(minutes=5))
+def open_run(kind: RunKind, archive: str | None = None) -> str:
+    """Write the run's run.yaml and return the run's address; a retry gets the same run.
+
+    Args:
+        archive: name of the archive; by default the form's.
+    """
+    context = get_current_context()
+    dag_run, params = context["dag_run"], context["params"]
+    name = archive or params["archive"]
+    try:
+        spec = next((a for a in archives() if a.archive == name), None)
+        if spec is None:
+            raise InputError(f"there is no archive {name} in {ARCHIVES}; add {name}.yaml or choose another.")
+        training = kind == "train"
+        version = params.get("model_version")
+        images = spec.training_images if training else spec.images
+        if images is None:
+            raise InputError(f"archive {name} names no training_images; add them to its file.")
+        settings = spec.training_settings if training else spec.settings
+        changes = [f"train.iterations={params['iterations']}"] if params.get("iterations") else []
+        return start_run(
+            Store(STORE),
+            kind=kind,
+            archive=name,
+            images=located(images),
+            model=f"{spec.model}@{version}" if version else spec.model,
+            settings=with_overrides(settings, changes, "form"),
+            delivery=params.get("delivery") or None,
+            run_id=_run_id(dag_run.run_after.strftime("%Y%m%dT%H%M%SZ"), dag_run.run_id),
+        ).uri
+    except AtlasError as error:
+        if error.retryable:
+            raise
+        raise AirflowFailException(error.message) from error
+
+
+def stage_task(stage: str, run_uri: Any) -> RayJobOperator:
+    """A stage of the run as a Ray job; its id and its attempt follow the run, so that a retry adopts a live job."""
+    timeout = TIMEOUTS.get(stage, _TIMEOUT)
+    return RayJobOperator(
+        task_id=stage,
+        entrypoint=f"python -m workers.{stage} '{run_uri}' --attempt {{attempt}}",
+        execution_timeout=timeout,
+        job_timeout=timeout,
+        doc_md=STAGE_DOCS[stage],
+    )
+
+
+def _run_id(moment: str, airflow_run_id: str) -> str:
+    return f"{moment}-{hashlib.sha256(airflow_run_id.encode()).hexdigest()[:6]}"
+
+
+STAGE_DOCS = {
+    "catalog": "Lists, checks, hashes and tiles the images; quarantines what cannot be read, with the reason.",
+    "train": "Learns the embedding by Ray Train and registers a model version.",
+    "embed": "Embeds, by Ray Data, the images that no earlier run has embedded.",
+    "index": "Builds the FAISS index and measures its recall.",
+    "cluster": "Lays out the map, finds clusters and gives them the ids they had before.",
+    "explain": "Picks the nearest images of each cluster and draws what the model looks at.",
+    "report": "Writes the page people read, its figures and its JSON twin.",
+    "publish": "Verifies every digest and makes the run the archive's current version.",
+}

@@ -1,0 +1,39 @@
+#!/bin/sh
+# Build the images, start docker-compose.yml and wait until every service is healthy. Safe to repeat.
+# Settings in .env or the environment: AIRFLOW_PORT, IMAGES_FOLDER, RAY_HEAD_CPUS, RAY_WORKER_CPUS, COMPOSE_FILE
+# (further compose files, separated by colons).
+set -eu
+limit_s=600
+cd "$(dirname "$0")/../.."
+
+if docker compose version >/dev/null 2>&1; then
+    compose="docker compose"
+elif command -v docker-compose >/dev/null; then
+    compose="docker-compose"
+else
+    echo "Docker Compose is missing. Install Docker with its compose plugin, then run this again." >&2
+    exit 2
+fi
+
+infra/compose/make-env.sh
+# Docker would make missing folders itself, owned by root.
+mkdir -p dags infra/archives infra/airflow/plugins var/images
+
+$compose build
+$compose up -d
+
+waited_s=0
+while :; do
+    # Name and state of every container that has a health check and has not passed it.
+    waiting=$($compose ps -q -a | xargs docker inspect --format \
+        '{{with .State.Health}}{{if ne .Status "healthy"}}{{$.Name}} {{.Status}}{{end}}{{end}}' | sed '/^$/d; s#^/##')
+    [ -n "$waiting" ] || break
+    if [ "$waited_s" -ge "$limit_s" ]; then
+        printf 'Not healthy after %s s:\n%s\nLook at: %s logs SERVICE\n' "$limit_s" "$waiting" "$compose" >&2
+        exit 1
+    fi
+    sleep 5
+    waited_s=$((waited_s + 5))
+done
+port=$(sed -n 's/^AIRFLOW_PORT=//p' .env)
+echo "Airflow: http://localhost:${AIRFLOW_PORT:-${port:-8080}}  user admin, password: AIRFLOW_ADMIN_PASSWORD in .env"

@@ -1,0 +1,32 @@
+# Airflow without torch or Ray: DAGs, the bridge to Ray's Jobs API, and the library's base (contracts, spec, store).
+# Build from the repository root: docker build -f infra/images/airflow.Dockerfile -t damage-atlas-airflow .
+FROM python:3.11-slim-bookworm
+
+# A further package index, where one is needed behind a firewall.
+ARG PIP_EXTRA_INDEX_URL=""
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    AIRFLOW_HOME=/opt/airflow
+
+# The folders exist with their owner, so that volumes mounted on them start out writable.
+RUN useradd --uid 10001 --create-home atlas \
+    && install -d -o atlas -g atlas /opt/airflow /opt/airflow/logs /opt/airflow/login /opt/damage-atlas
+
+# Dependencies first, against empty packages: a change of code does not install them again.
+WORKDIR /opt/damage-atlas/source
+COPY pyproject.toml requirements.lock infra/images/database-drivers.txt ./
+RUN mkdir -p lib/damage_atlas lib/airflow_ray_jobs workers \
+    && touch README.md lib/damage_atlas/__init__.py lib/airflow_ray_jobs/__init__.py workers/__init__.py \
+    && pip install -c requirements.lock -r database-drivers.txt '.[airflow]' \
+    && pip uninstall -y damage-atlas && rm -rf lib workers build
+
+COPY lib lib
+COPY workers workers
+RUN pip install --no-deps . && rm -rf build
+COPY infra/images/ready.py /opt/damage-atlas/ready.py
+
+USER atlas
+WORKDIR /opt/damage-atlas
+CMD ["airflow", "version"]

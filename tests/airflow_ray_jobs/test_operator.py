@@ -1,0 +1,162 @@
+"""The operator and its trigger against a real Ray cluster, without an Airflow around them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow_ray_jobs import RayJobTrigger
+from airflow_ray_jobs.client import JobRequest, RayJobsClient
+
+from tests.airflow_ray_jobs.conftest import TaskInstance, first_event, wait_for
+
+
+def submit(client: RayJobsClient, submission_id: str, entrypoint: str) -> None:
+    client.submit(JobRequest(submission_id, entrypoint, {}, {}))
+
+
+def test_result_and_attempt(task: TaskInstance, client: RayJobsClient) -> None:
+    echo = """echo 'RAY_JOB_RESULT {"uri": "s3://b/{attempt}", "variable": "'$RAY_JOB_ATTEMPT'"}'"""
+    assert task.run(task.operator(echo, metadata={"stage": "embed"})) == {"uri": "s3://b/1", "variable": "1"}
+    info = client.job("result_and_attempt-1")
+    assert info is not None
+    assert {"stage": "embed", "airflow_task_id": "t", "airflow_try_number": "1"}.items() <= info.metadata.items()
+
+
+def test_failure_then_retry(task: TaskInstance) -> None:
+    flaky = task.operator("""echo attempt {attempt} begins; [ {attempt} -gt 1 ] || { echo "ValueError: 7"; exit 3; }""")
+    with pytest.raises(AirflowException, match="ValueError: 7") as failed:
+        task.run(flaky)
+    assert not isinstance(failed.value, AirflowFailException)
+    assert task.run(flaky) == {"submission_id": "failure_then_retry-2", "status": "SUCCEEDED"}
+
+
+def test_bad_input_is_not_retried(task: TaskInstance) -> None:
+    line = 'RAY_JOB_FAILURE {"retryable": false, "message": "no images under /nowhere"}'
+    with pytest.raises(AirflowFailException, match="no images under /nowhere"):
+        task.run(task.operator(f"echo '{line}'; exit 2"))
+
+
+def test_failed_before_the_first_look(task: TaskInstance, client: RayJobsClient) -> None:
+    submit(client, "failed_before_the_first_look-1", "echo early; exit 1")
+    wait_for(client, "failed_before_the_first_look-1", "FAILED")
+    with pytest.raises(AirflowException, match="early"):
+        task.begin(task.operator())
+    assert client.job("failed_before_the_first_look-2") is None
+
+
+def test_adopts_a_live_job_even_when_killed_in_between(task: TaskInstance, client: RayJobsClient) -> None:
+    operator = task.operator("""sleep 6; echo 'RAY_JOB_RESULT {"n": {attempt}}'""")
+    first = task.begin(operator)  # this try submits and dies
+    second = task.begin(operator)
+    assert (first.adopted, second.adopted) == (False, True)
+    assert first.submission_id == second.submission_id
+    assert task.resume(operator, second) == {"n": 1}
+    assert client.job(first.submission_id[:-1] + "2") is None
+
+
+def test_adopted_then_stopped(task: TaskInstance, client: RayJobsClient) -> None:
+    """A cleared task: its old job is stopped while the new try has already adopted it."""
+    operator = task.operator("[ {attempt} -gt 1 ] || sleep 100")
+    first = task.begin(operator)
+    wait_for(client, first.submission_id, "RUNNING")
+    adopted = task.begin(operator)
+    asyncio.run(first.on_kill())
+    again = task.resume(operator, adopted)
+    assert isinstance(again, RayJobTrigger)
+    assert (again.attempt, again.adopted) == (2, False)
+    assert task.resume(operator, again) == {"submission_id": "adopted_then_stopped-2", "status": "SUCCEEDED"}
+
+
+def test_takes_a_result_that_is_there_but_repeats_cleared_work(task: TaskInstance) -> None:
+    operator = task.operator("""echo 'RAY_JOB_RESULT {"n": {attempt}}'""")
+    trigger = task.begin(operator)
+    asyncio.run(first_event(trigger))  # the try dies before it hears of the end
+    assert task.begin(operator) == {"n": 1}
+    assert task.run(operator) == {"n": 2}  # cleared by a person: the result had been handed over
+
+
+def test_a_lost_attempt_is_not_used_again(task: TaskInstance) -> None:
+    task.store["ray_job_attempt"] = 3
+    task.try_number = 1
+    assert task.run(task.operator())["submission_id"] == "a_lost_attempt_is_not_used_again-4"
+
+
+def test_job_timeout_stops_the_job(task: TaskInstance, client: RayJobsClient) -> None:
+    operator = task.operator("sleep 100", job_timeout=timedelta(seconds=6))
+    with pytest.raises(AirflowException, match="job_timeout of 6 s. It was stopped"):
+        task.run(operator)
+    assert client.job("job_timeout_stops_the_job-1").status == "STOPPED"  # type: ignore[union-attr]
+
+
+def test_queue_timeout_names_what_is_missing_and_frees_the_queue(task: TaskInstance, client: RayJobsClient) -> None:
+    for number in (1, 2):  # both CPUs of the cluster are taken
+        client.submit(JobRequest(f"blocker-{number}", "sleep 100", {}, {}, num_cpus=1))
+    for number in (1, 2):
+        wait_for(client, f"blocker-{number}", "RUNNING")
+    operator = task.operator("echo must never run", num_cpus=1, queue_timeout=timedelta(seconds=3))
+    with pytest.raises(AirflowException, match="waiting for resources.*num_cpus.*Ray stops it when it gets them"):
+        task.run(operator)
+    for number in (1, 2):
+        client.stop(f"blocker-{number}")
+    submission_id = task.triggers[0].submission_id
+    assert wait_for(client, submission_id).status == "STOPPED"
+    assert "must never run\n" not in client.log(submission_id).splitlines(keepends=True)
+
+
+def test_the_log_arrives_while_the_job_runs_and_each_line_once(
+    task: TaskInstance, client: RayJobsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = "for i in 1 2 3 4 5 6; do echo line $i; sleep 1; done"
+    trigger = task.begin(task.operator(lines, max_poll=timedelta(seconds=1)))
+    with caplog.at_level(logging.INFO):
+        asyncio.run(first_event(trigger))
+    shown = [(record.created, record.getMessage()) for record in caplog.records]
+    texts = [text for _, text in shown]
+    assert [text for text in texts if text.startswith("line ")] == [f"line {i}" for i in range(1, 7)]
+    assert texts.index("line 1") < texts.index(next(text for text in texts if "is SUCCEEDED" in text))
+    arrival = dict(reversed([(text, created) for created, text in shown]))
+    assert arrival["line 6"] - arrival["line 1"] > 2
+
+
+def test_on_kill_stops_the_job_and_a_restart_does_not(task: TaskInstance, client: RayJobsClient) -> None:
+    trigger = task.begin(task.operator("sleep 100"))
+    wait_for(client, trigger.submission_id, "RUNNING")
+
+    async def restart() -> None:
+        following = asyncio.create_task(first_event(trigger))
+        await asyncio.sleep(2)
+        following.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await following
+        await trigger.cleanup()
+
+    asyncio.run(restart())
+    assert client.job(trigger.submission_id).status == "RUNNING"  # type: ignore[union-attr]
+    begin = time.monotonic()
+    asyncio.run(trigger.on_kill())
+    assert client.job(trigger.submission_id).status == "STOPPED"  # type: ignore[union-attr]
+    assert time.monotonic() - begin < 25
+
+
+def test_patience_ends_and_the_loop_is_never_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_DEFAULT", '{"conn_type": "ray", "host": "127.0.0.1", "port": 1}')
+    trigger = RayJobTrigger("ray_default", "nobody-1", 1, False, 1.0, time.time(), None, None, patience_s=3)
+
+    async def follow() -> tuple[dict[str, Any], float]:
+        longest, following = 0.0, asyncio.create_task(first_event(trigger))
+        while not following.done():
+            begin = time.monotonic()
+            await asyncio.sleep(0.05)
+            longest = max(longest, time.monotonic() - begin)
+        return following.result(), longest
+
+    event, longest_s = asyncio.run(follow())
+    assert (event["step"], event["retryable"]) == ("fail", True)
+    assert "no answer for 3 s" in event["message"]
+    assert longest_s < 1

@@ -1,0 +1,133 @@
+"""The bridge under a real Airflow scheduler and triggerer: what a person and a crash do to a task and its job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from airflow_ray_jobs.client import RayJobsClient
+
+from infra.local.airflow import LocalAirflow
+from infra.local.ray_cluster import LocalRay
+from tests.airflow_ray_jobs.conftest import REPOSITORY, wait_for
+
+DAGS = '''
+from datetime import timedelta
+from airflow.sdk import DAG
+from airflow_ray_jobs import RayJobOperator
+
+def job(dag_id, entrypoint, tasks=1, **settings):
+    with DAG(dag_id, schedule=None, default_args={"retry_delay": timedelta(seconds=1)}):
+        before = None
+        for number in range(tasks):
+            task = RayJobOperator(task_id=f"job{number}" if tasks > 1 else "job", entrypoint=entrypoint,
+                                  submission_id=f"{dag_id}-{{{{ run_id }}}}-{number}", **settings)
+            before and before >> task
+            before = task
+
+job("passes", """echo hello from $RAY_JOB_ATTEMPT; echo 'RAY_JOB_RESULT {"uri": "s3://b/{attempt}"}'""")
+job("recovers", """[ {attempt} -gt 1 ] || { echo ValueError: seven; exit 3; }""", retries=1)
+job("rejects", """echo 'RAY_JOB_FAILURE {"retryable": false, "message": "no images"}'; exit 2""", retries=3)
+job("lasts", "sleep 300")
+job("survives", "echo begun; sleep 45; echo done")
+job("short", "true", tasks=3)
+'''
+DAG_IDS = {"passes", "recovers", "rejects", "lasts", "survives", "short"}
+HEALTH_CHECK_S = 15  # a dead triggerer is missed after this; Airflow's default is 30
+
+
+@pytest.fixture(scope="module")
+def airflow(local_ray: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    root = tmp_path_factory.mktemp("airflow")
+    (root / "dags").mkdir()
+    (root / "dags" / "bridge.py").write_text(DAGS)
+    env = {
+        "PYTHONPATH": f"{REPOSITORY / 'lib'}:{REPOSITORY}",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(HEALTH_CHECK_S),
+        **local_ray.airflow_env,
+    }
+    begin = time.monotonic()
+    with LocalAirflow(root / "home", root / "dags", env=env) as airflow:
+        print(f"\nAirflow up in {time.monotonic() - begin:.1f} s")
+        airflow.wait_for_dags(DAG_IDS)
+        yield airflow
+
+
+def latest_job(client: RayJobsClient, airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
+    """Submission id of the job that the task's log names last."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        named = [line for line in airflow.task_log(dag_id, run_id, "job").splitlines() if "Submitted Ray job" in line]
+        if named:
+            return named[-1].split("Submitted Ray job ")[1].split(":")[0]
+        time.sleep(1)
+    raise AssertionError("the task submitted no job")
+
+
+def tries(airflow: LocalAirflow, dag_id: str, run_id: str) -> int:
+    return int(airflow.task_instances(dag_id, run_id)[0]["try_number"])
+
+
+def test_success_then_cleared(airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("passes")
+    assert airflow.wait_for_run("passes", run_id, 120) == "success"
+    assert airflow.xcom("passes", run_id, "job") == {"uri": "s3://b/1"}
+    log = airflow.task_log("passes", run_id, "job")
+    assert "hello from 1" in log
+    assert "is SUCCEEDED" in log
+    airflow.clear_task("passes", run_id, "job")
+    assert airflow.wait_for_run("passes", run_id, 120) == "success"
+    assert airflow.xcom("passes", run_id, "job") == {"uri": "s3://b/2"}
+
+
+def test_a_retry_does_not_adopt_the_failed_job(airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("recovers")
+    assert airflow.wait_for_run("recovers", run_id, 150) == "success"
+    assert tries(airflow, "recovers", run_id) == 2
+    assert "ValueError: seven" in airflow.task_log("recovers", run_id, "job", try_number=1)
+
+
+def test_bad_input_is_not_retried(airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("rejects")
+    assert airflow.wait_for_run("rejects", run_id, 120) == "failed"
+    assert tries(airflow, "rejects", run_id) == 1
+    assert "no images" in airflow.task_log("rejects", run_id, "job")
+
+
+def test_marking_failed_stops_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:
+    run_id = airflow.trigger("lasts")
+    submission_id = latest_job(client, airflow, "lasts", run_id)
+    wait_for(client, submission_id, "RUNNING")
+    begin = time.monotonic()
+    airflow.set_task_state("lasts", run_id, "job", "failed")
+    assert wait_for(client, submission_id, timeout_s=60).status == "STOPPED"
+    print(f"\nmarked failed; Ray job stopped after {time.monotonic() - begin:.1f} s")
+
+
+def test_a_killed_triggerer_does_not_touch_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:
+    run_id = airflow.trigger("survives")
+    submission_id = latest_job(client, airflow, "survives", run_id)
+    wait_for(client, submission_id, "RUNNING")
+    airflow.kill_component("triggerer")
+    time.sleep(2)
+    airflow.start_component("triggerer")
+    assert airflow.wait_for_run("survives", run_id, 180) == "success"
+    assert tries(airflow, "survives", run_id) == 1
+    info = client.job(submission_id)
+    assert info is not None
+    assert info.status == "SUCCEEDED"
+    assert client.job(submission_id[:-1] + "2") is None
+    assert "done" in airflow.task_log("survives", run_id, "job")
+
+
+def test_overhead_of_short_jobs(airflow: LocalAirflow, client: RayJobsClient) -> None:
+    begin = time.monotonic()
+    run_id = airflow.trigger("short")
+    assert airflow.wait_for_run("short", run_id, 180) == "success"
+    per_task_s = (time.monotonic() - begin) / 3
+    print(f"\na chain of three empty Ray jobs: {per_task_s:.1f} s per task")
+    # 12 s on two free cores; the limit here must hold on a busy machine as well.
+    assert per_task_s < 40
+
+

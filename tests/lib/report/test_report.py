@@ -1,0 +1,240 @@
+"""The report stage on sealed runs of many shapes; what a browser makes of the page is tested in tests/browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from damage_atlas.contracts import ASSETS
+from damage_atlas.errors import ContractError
+from damage_atlas.report import write_report
+from damage_atlas.report.assets import Sighting, assets_table, is_undamaged, rank_assets
+from damage_atlas.report.changes import describe_changes
+from damage_atlas.report.page import visible
+from damage_atlas.report.palette import look
+from damage_atlas.report.sampling import CLUSTER_FLOOR, draw_order
+from damage_atlas.store import Run
+from tests.lib.report.synthetic_run import HOSTILE_ASSET, HOSTILE_FILE, HOSTILE_LABEL, Scene, make_run, read_report
+
+SMALL = Scene(images=90, clusters=5, assets=4, hover_pictures=40)
+
+
+class _Text(HTMLParser):
+    """The words of a page that a reader sees, and its tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self._hidden = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._hidden = tag in ("script", "style")
+        assert not [name for name, _ in attrs if name.startswith("on") or name == "style"], (tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.words.append(data)
+
+
+def page_of(run: Run) -> str:
+    return run.read("report", "index.html").decode()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = make_run(tmp_path_factory.mktemp("report"), SMALL)
+    write_report(made)
+    return made
+
+
+EDGES = {
+    "no clusters, all noise": replace(SMALL, clusters=0, images=30),
+    "no labels": replace(SMALL, labelled=False),
+    "no previous version": replace(SMALL, previous=False),
+    "one image": Scene(images=1, clusters=0, assets=0, quarantined=0, duplicates=0, previous=False),
+    "no images": Scene(images=0, clusters=0, assets=0, quarantined=3, duplicates=0, previous=False),
+    "zero assets": replace(SMALL, assets=0),
+    "60 clusters": Scene(images=700, clusters=60, hover_pictures=50),
+    "100 quarantined": replace(SMALL, quarantined=100),
+    "no hover pictures": replace(SMALL, hover_pictures=0),
+    "markup and other alphabets": replace(
+        SMALL,
+        labels=("crack", HOSTILE_LABEL, "ひび割れ$x$"),
+        names={0: HOSTILE_FILE, 1: "a b/'q\" &\n\u202egpj.jpg"},
+        asset_names={0: HOSTILE_ASSET},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_every_shape_of_run_gets_a_whole_report(name: str, tmp_path: Path) -> None:
+    scene = EDGES[name]
+    run = make_run(tmp_path, scene)
+    artifact = write_report(run)
+    figures = {f"figures/{kind}.png" for kind in ("class-map", "cluster-map", "pictures", "heat-maps")}
+    assert set(artifact.outputs) == {"index.html", "report.json", "assets.parquet"} | figures
+    for figure in figures:
+        with Image.open(io.BytesIO(run.read("report", figure))) as image:
+            image.load()
+    document = read_report(run)
+    text = " ".join(_Text(page_of(run)).words)
+    assert visible(document["finding"]) in text
+    assert len(document["quarantined"]) == document["ledger"]["quarantined"]
+    for bad in document["quarantined"]:
+        assert visible(bad["file"]) in text
+    assert run.read_table("report", "assets.parquet").schema.equals(ASSETS)
+    assert artifact.facts["hover_pictures_missing"] == 0
+    assert {k: v for k, v in artifact.counts.items()} == {"in": document["images"], "out": document["images"], "failed": 0}
+
+
+def test_names_from_data_never_become_markup(tmp_path: Path) -> None:
+    page = {}
+    for kind, scene in (("plain", SMALL), ("hostile", EDGES["markup and other alphabets"])):
+        scene = replace(scene, labels=scene.labels[:2])
+        run = make_run(tmp_path / kind, scene)
+        write_report(run)
+        page[kind] = _Text(page_of(run))
+    assert page["hostile"].tags.count("script") == page["plain"].tags.count("script") == 2
+    for tag in ("b", "i", "img"):
+        # A hostile name adds text, never an element; <b> differs only with the labels' own statistics.
+        assert abs(page["hostile"].tags.count(tag) - page["plain"].tags.count(tag)) < 12
+    words = " ".join(page["hostile"].words)
+    assert HOSTILE_FILE in words and HOSTILE_LABEL in words and visible(HOSTILE_ASSET) in words
+
+
+def test_map_data_cannot_end_its_script(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, labels=("crack", HOSTILE_LABEL)))
+    write_report(run)
+    block = re.search(r'<script type="application/json" id="map-data">(.*?)</script>', page_of(run), re.DOTALL)
+    assert block is not None and not set("<>&") & set(block[1])
+    assert HOSTILE_LABEL in [label["name"] for label in json.loads(block[1])["labels"]]
+
+
+def test_page_asks_for_nothing_and_runs_only_its_own_script(run: Run) -> None:
+    page = page_of(run)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert "default-src &#39;none&#39;" in policy[1] and "unsafe" not in policy[1]
+    assert re.findall(r"(?:src|href)=[\"'](?!data:|#)([^\"']*)", page) == []
+
+
+def test_same_run_same_bytes(tmp_path: Path) -> None:
+    digests = []
+    run = make_run(tmp_path, SMALL)
+    for _ in range(2):
+        artifact = write_report(run)
+        digests.append({name: output.sha256 for name, output in artifact.outputs.items()})
+        for item in list(run.store.list(f"{run.key}/report")):
+            run.store.delete(item.key)
+    assert digests[0] == digests[1]
+
+
+def test_sealed_report_is_returned_unchanged(run: Run) -> None:
+    assert write_report(run) == run.artifact("report")
+
+
+def test_unsealed_input_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, images=20, clusters=1))
+    run.store.delete(f"{run.key}/explain/artifact.json")
+    with pytest.raises(ContractError, match="explain is not complete"):
+        write_report(run)
+
+
+def test_vanished_pictures_leave_gaps_and_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, SMALL)
+    for path in list((tmp_path / "images").rglob("*.jpg"))[::2]:
+        path.unlink()
+    artifact = write_report(run)
+    assert artifact.facts["hover_pictures_missing"] > 0
+    assert f"{artifact.facts['hover_pictures_missing']} pictures could not be read any more" in page_of(run)
+
+
+def test_json_counts_agree_with_the_tables(run: Run) -> None:
+    document = read_report(run)
+    points = run.read_table("cluster", "points.parquet").to_pylist()
+    assert document["images"] == len(points)
+    assert sum(c["size"] for c in document["clusters"]) + document["noise"] == len(points)
+    for row in document["classes"]:
+        inside = sum(row["clusters"].values())
+        assert inside + row["noise"] == row["images"] == sum(p["label"] == row["label"] for p in points)
+    assert [c["status"] for c in document["changes"]] == ["born", "split", "merged", "grown", "shrunk", "died"]
+    assert document["quarantined"][0].keys() == {"file", "reason", "meaning", "detail", "stage"}
+
+
+def test_any_prefix_of_the_drawing_order_is_a_fair_sample() -> None:
+    cluster_N = np.repeat([-1, 1, 2, 3], [200, 10_000, 5_000, 12])
+    order = draw_order(cluster_N, first=[15_211, 7])
+    assert sorted(order.tolist()) == list(range(len(cluster_N)))
+    assert set(order[:2].tolist()) == {15_211, 7}
+    drawn = cluster_N[order[:3000]]
+    assert (drawn == 3).sum() == 12 and (drawn == -1).sum() >= CLUSTER_FLOOR
+    assert (drawn == 1).sum() / (drawn == 2).sum() == pytest.approx(2, rel=0.05)
+
+
+def test_assets_rank_by_new_clusters_then_by_share_of_damage() -> None:
+    seen = [Sighting("a", 9, True), *[Sighting("a", 1, False)] * 3]
+    seen += [Sighting("b", 2, False)] * 2 + [Sighting("c", 2, False), Sighting("c", None, False)]
+    seen += [Sighting("d", 1, True)] * 5
+    rows = rank_assets(seen, born={9}, damage={2: "crack"})
+    assert [(r["asset_id"], r["score"], r["clusters"]) for r in rows] == [("a", 1, [9]), ("b", 1, [2]), ("c", 0.5, [2])] or [
+        r["asset_id"] for r in rows
+    ] == ["b", "a", "c"]
+    assert rows[-1]["reasons"] == ["1 of 2 in damage clusters (crack 1)"]
+    assert {r["decision"] for r in rows} == {"none"}
+    assert assets_table([]).num_rows == 0
+
+
+@pytest.mark.parametrize("label", ["sound", "deck_non_crack", "Normal", "no-damage", "pavement uncracked", "intact"])
+def test_labels_without_damage(label: str) -> None:
+    assert is_undamaged(label)
+
+
+@pytest.mark.parametrize("label", ["crack", "inclusion", "abnormal", "obstacle", "disconnect", "rolled-in_scale", "soundness_loss"])
+def test_labels_of_damage(label: str) -> None:
+    assert not is_undamaged(label)
+
+
+def test_changes_read_as_sentences() -> None:
+    def cluster(number: int, status: str, size: int = 40) -> dict[str, object]:
+        return {"cluster_id": number, "status": status, "size": size, "new_share": 0.5}
+
+    def event(source: int | None, target: int | None, kind: str) -> dict[str, object]:
+        return {"from_cluster_id": source, "to_cluster_id": target, "event": kind, "shared_images": 9, "share": 0.25}
+
+    changes = describe_changes(
+        [cluster(1, "grown"), cluster(2, "kept"), cluster(3, "merged"), cluster(4, "split"), cluster(5, "born")],
+        [event(3, 3, "grown"), event(7, 3, "merged"), event(1, 4, "split"), event(8, None, "died")],
+        {1: 20, 2: 40, 3: 10, 7: 10, 8: 1},
+        6,
+    )
+    assert {c.cluster_id: c.sentence for c in changes} == {
+        5: "No cluster of version 6 holds these images. 50% of them were not in the archive before.",
+        4: "Split off from cluster 1: 25% of that cluster's images of version 6 are here now.",
+        3: "Brings together clusters 3 (25% of its images) and 7 (25% of its images) of version 6.",
+        1: "Had 20 images in version 6, has 40 now.",
+        8: "Its 1 image of version 6 form no cluster now.",
+    }
+
+
+def test_what_would_not_show_is_shown() -> None:
+    assert visible("a\nb\u202e\x00é北 'q'") == r"a\nb\u202e\x00é北 'q'"
+
+
+def test_looks_stay_and_differ() -> None:
+    looks = [look(i) for i in range(1, 61)]
+    assert len(set(looks)) == 60
+    assert len({one.color for one in looks[:18]}) == 18

@@ -1,0 +1,71 @@
+"""Embed by Ray Data: parts stream through a pool of actors, each with the network loaded once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from damage_atlas.contracts import Output
+from damage_atlas.embed import EmbedPart, PartResult, VectorPart, embed_archive
+from damage_atlas.store import Run
+from workers.job import run_job
+from workers.on_ray import connect
+
+logger = logging.getLogger("workers.embed")
+
+
+class EmbedActor:
+    """Embeds parts and puts them into the store; rows travel as JSON, vectors do not travel at all."""
+
+    def __init__(self, run_uri: str, device: str) -> None:
+        self.embed = EmbedPart(run_uri, device)
+        self.node = ray.get_runtime_context().get_node_id()
+        self.actor = ray.get_runtime_context().get_actor_id()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        results = []
+        for text in batch["part"]:
+            part = json.loads(text)
+            result = self.embed(VectorPart(part["key"], tuple(part["rows"])))
+            results.append(json.dumps({"output": result.output.model_dump(), "failed": result.failed}))
+        count = len(results)
+        return {"result": np.array(results), "node": np.array([self.node] * count), "actor": np.array([self.actor] * count)}
+
+
+def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
+    """Embed parts by Ray Data; results in any order. Each part is a block of its own, lost ones are redone."""
+    if not parts:
+        return
+    connect()
+    DataContext.get_current().enable_progress_bars = False  # our own line per interval says more
+    spec = run.spec.settings.embed
+    on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    items = [{"part": json.dumps(asdict(part))} for part in parts]
+    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        EmbedActor,
+        batch_size=1,
+        fn_constructor_args=(run.uri, "cuda" if on_gpu else "cpu"),
+        compute=ActorPoolStrategy(size=min(spec.actors, len(parts))),
+        num_cpus=spec.threads_per_actor,
+        num_gpus=1 if on_gpu else 0,
+        scheduling_strategy="SPREAD",
+    )
+    nodes, actors = Counter[str](), Counter[str]()
+    for row in results.iter_rows():
+        nodes[row["node"]] += 1
+        actors[row["actor"]] += 1
+        document = json.loads(str(row["result"]))
+        yield PartResult(Output(**document["output"]), tuple(document["failed"]))
+    logger.info("embed: %d parts by %d actors on %d nodes", len(parts), len(actors), len(nodes))
+
+
+if __name__ == "__main__":
+    run_job("embed", lambda run: embed_archive(run, embed_on_ray))

@@ -1,0 +1,43 @@
+"""What all workers share: arguments, logging, and the two lines that tell the caller how it went.
+
+The lines are the protocol of `airflow_ray_jobs`: RAY_JOB_RESULT {...} on success, RAY_JOB_FAILURE {...} on failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+
+from damage_atlas.contracts import Artifact
+from damage_atlas.errors import AtlasError
+from damage_atlas.store import Run
+
+
+def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
+    """Run ``work`` on the run named on the command line, unless the stage is complete already."""
+    parser = argparse.ArgumentParser(prog=f"workers.{stage}")
+    parser.add_argument("run_uri")
+    parser.add_argument("--attempt", type=int, default=1)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("damage_atlas").setLevel(logging.INFO)
+    logging.getLogger("workers").setLevel(logging.INFO)
+    try:
+        run = Run.load(arguments.run_uri, arguments.attempt)
+        artifact = run.stage(stage).sealed
+        if artifact is None:
+            artifact = work(run)
+        else:
+            logging.getLogger("workers").info("%s: complete already, nothing to do", stage)
+    except AtlasError as error:
+        _say("RAY_JOB_FAILURE", {"retryable": error.retryable, "message": error.message})
+        sys.exit(error.exit_code)
+    result = {"stage": stage, "run_uri": run.uri, "seconds": artifact.seconds, "counts": artifact.counts}
+    _say("RAY_JOB_RESULT", result | {k: artifact.facts[k] for k in ("version", "report") if k in artifact.facts})
+
+
+def _say(word: str, document: dict[str, object]) -> None:
+    print(f"{word} {json.dumps(document)}", flush=True)

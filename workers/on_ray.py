@@ -1,0 +1,80 @@
+"""The library's `MapParts` on Ray tasks, spread over the nodes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+
+from damage_atlas.errors import AtlasError
+
+logger = logging.getLogger("workers.on_ray")
+
+_AHEAD = 4  # parts in flight for each CPU: enough to keep workers busy, few enough to bound memory
+
+
+def connect() -> None:
+    """Join the cluster that runs this job."""
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+
+
+def map_on_ray(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
+    """Map ``function`` over ``parts`` as Ray tasks; results in the order of parts. A task lost with its node is redone."""
+    connect()
+    shared = ray.put(function)
+    window = max(int(ray.cluster_resources().get("CPU", 1)) * _AHEAD, 1)
+    pending: deque[Any] = deque()
+    nodes: Counter[str] = Counter()
+    upcoming = iter(parts)
+
+    def fill() -> None:
+        while len(pending) < window and (part := next(upcoming, None)) is not None:
+            pending.append(_apply.remote(shared, part))
+
+    fill()
+    while pending:
+        node, result = _get(pending.popleft())
+        nodes[node] += 1
+        fill()
+        yield result
+    if nodes:
+        logger.info("%d parts on %d nodes %s", sum(nodes.values()), len(nodes), sorted(nodes.values()))
+
+
+def call_on_ray(function: Callable[..., Any], *arguments: Any, num_cpus: int = 1) -> Any:
+    """Call ``function`` once, as a Ray task with ``num_cpus`` reserved."""
+    connect()
+    return _get(_call.options(num_cpus=num_cpus).remote(function, arguments))
+
+
+@ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
+def _apply(function: Callable[[Any], Any], part: Any) -> tuple[str, Any]:
+    _log_to_driver()
+    return ray.get_runtime_context().get_node_id(), function(part)
+
+
+@ray.remote(max_retries=3)
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    _log_to_driver()
+    return function(*arguments)
+
+
+def _log_to_driver() -> None:
+    # What a task prints, Ray shows in the job's log.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("damage_atlas").setLevel(logging.INFO)
+
+
+def _get(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        # The library's own errors arrive wrapped; what, where and whether a retry helps must survive.
+        if isinstance(error.cause, AtlasError):
+            raise error.cause from error
+        raise

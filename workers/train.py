@@ -1,0 +1,110 @@
+"""Train by Ray Train: one process per GPU, or per CPU worker; rank 0 writes checkpoints and the model version."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchTrainer, get_device
+from torch import Tensor
+
+from damage_atlas.contracts import Artifact
+from damage_atlas.errors import AtlasError
+from damage_atlas.store import Run
+from damage_atlas.train import sealed_training, train_model
+from workers.job import run_job
+from workers.on_ray import connect
+
+logger = logging.getLogger("workers.train")
+
+_RESTARTS = 3  # of the worker group after a crash; each goes on from the newest checkpoint
+
+
+class RankExchange:
+    """The library's `Exchange` over torch.distributed."""
+
+    def __init__(self) -> None:
+        self.rank, self.workers = get_context().get_world_rank(), get_context().get_world_size()
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The ranks' tensors, one after the other."""
+        if self.workers == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.workers)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks."""
+        if self.workers > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def train_rank(config: dict[str, Any]) -> None:
+    """What every rank runs."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("damage_atlas").setLevel(logging.INFO)
+    exchange = RankExchange()
+    logging.getLogger("damage_atlas").info(
+        "train: rank %d of %d on node %s", exchange.rank, exchange.workers, ray.get_runtime_context().get_node_id()[:8]
+    )
+    train_model(Run.load(config["run_uri"], config["attempt"]), exchange, get_device())
+
+
+def train_on_ray(run: Run) -> Artifact:
+    """Train with as many workers as the spec says; GPUs when the cluster has enough of them."""
+    connect()
+    spec = run.spec.settings.train
+    on_gpu = ray.cluster_resources().get("GPU", 0) >= spec.workers
+    filesystem, root = run.store.arrow_filesystem()
+    cpus = spec.threads_per_shard * (spec.shards // spec.workers)
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config={"run_uri": run.uri, "attempt": run.attempt},
+        scaling_config=ScalingConfig(
+            num_workers=spec.workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})},
+            placement_strategy="SPREAD",
+        ),
+        run_config=RunConfig(
+            # Ray's own notes on the job; checkpoints are ours and lie beside the model.
+            name=f"attempt-{run.attempt:03d}",
+            storage_filesystem=filesystem,
+            storage_path=f"{root}/models/{run.spec.model}/{run.spec.run_id}/ray",
+            failure_config=FailureConfig(max_failures=_RESTARTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        if (cause := _library_error(error)) is not None:
+            raise cause from error
+        raise
+    return sealed_training(run)
+
+
+def _library_error(error: BaseException | None) -> AtlasError | None:
+    """The library's error inside Ray's wrappers, so that what, where and what next reach the reader."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, AtlasError):
+            return current
+        failures = getattr(current, "worker_failures", None) or {}
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None), *failures.values()]
+    return None
+
+
+if __name__ == "__main__":
+    run_job("train", train_on_ray)
