@@ -48,7 +48,7 @@ class LocalAirflow:
         plugins_folder: Path | None = None,
         env: Mapping[str, str] | None = None,
         port: int | None = None,
-        timeout_s: float = 180,
+        timeout_s: float = 240,
     ) -> None:
         self.family = ProcessFamily(root)
         self.dags_folder = dags_folder.resolve()

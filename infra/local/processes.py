@@ -13,13 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 MARK = "DAMAGE_ATLAS_LOCAL"
 
 
 class LocalServiceError(RuntimeError):
     """A local service did not start, died, or did not answer; the message says which log to read."""
+
+
+class NotReadyInTime(LocalServiceError):
+    """A local service lives, but is not ready within its time."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -81,9 +85,7 @@ class ProcessFamily:
         try:
             code = self._children[name].wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise LocalServiceError(
-                f"{name} did not end within {timeout_s:.0f} s. {self.tail(name)}"
-            ) from None
+            raise LocalServiceError(f"{name} did not end within {timeout_s:.0f} s. {self.tail(name)}") from None
         finally:
             self.stop(name)
         if code != 0:
@@ -221,6 +223,4 @@ def wait_until(ready: str, timeout_s: float, family: ProcessFamily, poll_s: floa
         family.check()
         yield waited
         time.sleep(poll_s)
-    raise LocalServiceError(
-        f"{ready} was not there within {timeout_s:.0f} s. Look at the logs in {family.log_dir}."
-    )
+    raise LocalServiceError(f"{ready} was not there within {timeout_s:.0f} s. Look at the logs in {family.log_dir}.")

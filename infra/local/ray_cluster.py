@@ -17,6 +17,7 @@ from typing import Any
 
 from infra.local.processes import (
     LocalServiceError,
+    NotReadyInTime,
     ProcessFamily,
     free_ports,
     terminate_as_exit,
@@ -45,7 +46,7 @@ class LocalRay:
         cpus_per_node: int = 2,
         env: Mapping[str, str] | None = None,
         object_store_bytes: int = 256 * 1024**2,
-        timeout_s: float = 120,
+        timeout_s: float = 240,
     ) -> None:
         self.family = ProcessFamily(root)
         self.nodes = nodes
@@ -111,6 +112,8 @@ class LocalRay:
             try:
                 self._start_nodes()
                 return
+            except NotReadyInTime:
+                raise
             except LocalServiceError:
                 # Ray gives its own processes 30 s to find each other, which busy cores do not always manage.
                 if remaining == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
@@ -19,6 +19,7 @@ __all__ = [
     "BaseOperator",
     "BaseTrigger",
     "Context",
+    "TaskDeferred",
     "TriggerEvent",
     "connection_for_trigger",
     "recall",

@@ -59,9 +59,7 @@ UI_FIELDS: dict[str, Any] = {
 def address_of(connection: Connection) -> RayAddress:
     """The address that a connection stands for; raises ValueError when it names no host."""
     if not connection.host:
-        raise ValueError(
-            f"Connection {connection.conn_id} names no host. Give the host and port of Ray's dashboard."
-        )
+        raise ValueError(f"Connection {connection.conn_id} names no host. Give the host and port of Ray's dashboard.")
     scheme = connection.schema or "http"
     host = connection.host.removeprefix("http://").removeprefix("https://").rstrip("/")
     if connection.host.startswith("https://"):

@@ -27,9 +27,8 @@ class LogFollower:
         end = len(log) if ended else log.rfind("\n") + 1
         fresh = log[self._shown_chars : end].splitlines()
         self._shown_chars = max(self._shown_chars, end)
-        if left_out := len(fresh) - MAX_LINES_AT_ONCE:
-            if left_out > 0:
-                yield f"[{left_out} lines are left out here; Ray's dashboard has the whole log]"
+        if (left_out := len(fresh) - MAX_LINES_AT_ONCE) > 0:
+            yield f"[{left_out} lines are left out here; Ray's dashboard has the whole log]"
         for line in fresh[-MAX_LINES_AT_ONCE:]:
             if shown := shown_line(line):
                 yield shown

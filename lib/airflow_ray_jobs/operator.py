@@ -12,6 +12,7 @@ from airflow_ray_jobs.airflow_compat import (
     AirflowFailException,
     BaseOperator,
     Context,
+    TaskDeferred,
     recall,
     remember,
 )
@@ -55,7 +56,7 @@ class RayJobOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("entrypoint", "submission_id", "env_vars", "metadata", "ray_conn_id")
-    template_fields_renderers = {"entrypoint": "bash", "env_vars": "json", "metadata": "json"}  # noqa: RUF012
+    template_fields_renderers = {"entrypoint": "bash", "env_vars": "json", "metadata": "json"}
     ui_color = "#dbeafe"
 
     def __init__(
@@ -134,9 +135,13 @@ class RayJobOperator(BaseOperator):
         A remembered attempt that Ray no longer knows is lost, and its number is not used again: what it wrote
         must not be mistaken for what its successor writes.
         """
+
+        def job(attempt: int) -> JobInfo | None:
+            return self._patiently(lambda: client.job(self._id(context, attempt)))
+
         attempt = recall(context, SUBMITTED)
-        info = self._patiently(lambda: client.job(self._id(context, attempt))) if attempt else None
-        while (later := self._patiently(lambda: client.job(self._id(context, attempt + 1)))) is not None:
+        info = job(attempt) if attempt else None
+        while (later := job(attempt + 1)) is not None:
             attempt, info = attempt + 1, later
         return attempt, info
 
@@ -174,7 +179,8 @@ class RayJobOperator(BaseOperator):
 
     def _id(self, context: Context, attempt: int) -> str:
         index = context["ti"].map_index
-        return attempt_id(self.submission_id if index is None or index < 0 else f"{self.submission_id}-map{index}", attempt)
+        mapped = index is not None and index >= 0
+        return attempt_id(self.submission_id + (f"-map{index}" if mapped else ""), attempt)
 
     def _defer(self, submission_id: str, attempt: int, adopted: bool) -> NoReturn:
         trigger = RayJobTrigger(
@@ -188,7 +194,7 @@ class RayJobOperator(BaseOperator):
             queue_timeout_s=self.queue_timeout.total_seconds() if self.queue_timeout else None,
             patience_s=self.patience.total_seconds(),
         )
-        self.defer(trigger=trigger, method_name="resume")
+        raise TaskDeferred(trigger=trigger, method_name="resume")
 
     def _patiently(self, call: Callable[[], Answer]) -> Answer:
         """The call's answer; while Ray is silent, tries again for as long as the patience lasts."""

@@ -37,9 +37,9 @@ def next_step(status: str | None, stand: Stand) -> Step:
     so this try, which has started nothing yet, starts its own.
     """
     match status, stand:
-        case ("PENDING" | "RUNNING"), _:
+        case (("PENDING" | "RUNNING"), _):
             return Step.WAIT
-        case ("SUCCEEDED" | "FAILED" | "STOPPED" | None), Stand.CLEARED:
+        case (("SUCCEEDED" | "FAILED" | "STOPPED" | None), Stand.CLEARED):
             return Step.SUBMIT
         case "SUCCEEDED", _:
             return Step.TAKE
@@ -47,7 +47,7 @@ def next_step(status: str | None, stand: Stand) -> Step:
             return Step.SUBMIT
         case "FAILED", _:
             return Step.FAIL
-        case ("STOPPED" | None), (Stand.LATER_TRY | Stand.ADOPTED):
+        case (("STOPPED" | None), (Stand.LATER_TRY | Stand.ADOPTED)):
             return Step.SUBMIT
         case "STOPPED", _:
             return Step.FAIL

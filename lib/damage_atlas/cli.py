@@ -153,16 +153,25 @@ def demo(
     from damage_atlas.demo import make_demo
     from damage_atlas.progress import Progress
 
-    with Progress("images", "images", size) as progress:
-        summary = make_demo(
-            out, size=size, deliveries=deliveries, seed=seed, on_progress=lambda done, _: progress.add(done - progress.done)
-        )
+    archive = out / "images" / "archive"
+    if (out / "truth.csv").exists():
+        logging.getLogger("damage_atlas").info("images: %s is there already, its settings stay", out / "images")
+    else:
+        with Progress("images", "images", size) as progress:
+            make_demo(
+                out,
+                size=size,
+                deliveries=deliveries,
+                seed=seed,
+                on_progress=lambda done, _: progress.add(done - progress.done),
+            )
+    names = tuple(sorted(folder.name for folder in archive.iterdir() if folder.is_dir()))
     if images_only:
-        _print({"images": str(out / "images")}, as_json, f"demo images lie in {out / 'images'}")
+        _print({"images": str(out / "images"), "deliveries": names}, as_json, f"demo images lie in {out / 'images'}")
         return
-    from damage_atlas.demo_runs import run_demo
+    from damage_atlas.demo.runs import run_demo
 
-    _print_summaries(run_demo(out, summary), as_json)
+    _print_summaries(run_demo(out, names), as_json)
 
 
 @app.command()

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
+
 from airflow_ray_jobs import RayJobOperator, RayJobTrigger
 from airflow_ray_jobs.client import JobInfo, RayAddress, RayJobsClient
 from airflow_ray_jobs.status import TERMINAL
-
 from infra.local.ray_cluster import LocalRay
 
 REPOSITORY = Path(__file__).resolve().parents[2]

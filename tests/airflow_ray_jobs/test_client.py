@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+
 from airflow_ray_jobs.client import JobRequest, RayAddress, RayJobsClient
 from airflow_ray_jobs.errors import InvalidRequest, RayRefused, RayUnreachable
-
 from infra.local.ray_cluster import LocalRay
 from tests.airflow_ray_jobs.conftest import wait_for
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
 from airflow_ray_jobs import RayJobTrigger
 from airflow_ray_jobs.client import JobRequest, RayJobsClient
-
 from tests.airflow_ray_jobs.conftest import TaskInstance, first_event, wait_for
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from airflow_ray_jobs.client import JobInfo
 from airflow_ray_jobs.errors import ProtocolError
 from airflow_ray_jobs.get_provider_info import get_provider_info
@@ -96,10 +97,10 @@ def test_follower_counts_what_it_leaves_out() -> None:
 
 
 def test_provider_info_fits_airflows_schema() -> None:
+    from pathlib import Path
+
     import airflow
     import jsonschema
-
-    from pathlib import Path
 
     schema = json.loads((Path(airflow.__path__[0]) / "provider_info.schema.json").read_text())
     info = get_provider_info()

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from airflow_ray_jobs.client import RayJobsClient
 
+from airflow_ray_jobs.client import RayJobsClient
 from infra.local.airflow import LocalAirflow
 from infra.local.ray_cluster import LocalRay
 from tests.airflow_ray_jobs.conftest import REPOSITORY, wait_for
@@ -129,5 +129,3 @@ def test_overhead_of_short_jobs(airflow: LocalAirflow, client: RayJobsClient) ->
     print(f"\na chain of three empty Ray jobs: {per_task_s:.1f} s per task")
     # 12 s on two free cores; the limit here must hold on a busy machine as well.
     assert per_task_s < 40
-
-

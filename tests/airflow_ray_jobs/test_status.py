@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from airflow_ray_jobs.status import LIVE, TERMINAL, Stand, Step, next_step
 
 SUBMIT, WAIT, TAKE, FAIL = Step.SUBMIT, Step.WAIT, Step.TAKE, Step.FAIL

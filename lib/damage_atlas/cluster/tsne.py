@@ -15,6 +15,8 @@ from damage_atlas.spec import ClusterSpec
 _SMALLEST_MAP = 8  # fewer points have no neighbourhoods to speak of
 _EXAGGERATION = 12.0
 _EXAGGERATION_ITERATIONS = 250
+_SMALL_MAP = 5000  # below it, threads wait for each other longer than they work
+_INTERPOLATED_FROM = 500  # points; from here on the interpolated gradient (Linderman et al. 2019) is the faster one
 _START_SPREAD = 1e-4  # standard deviation; openTSNE's own: a start this small is still free to unfold
 
 
@@ -32,19 +34,20 @@ def make_map(
         # All alike, or too few to map: one place each along the main direction, which keeps identical ones together.
         return _principal_plane(vectors_ND).astype(np.float32)
     distances = np.sqrt(np.maximum(2 - 2 * near.similarities_NK.astype(np.float64), 0))  # of unit vectors
+    threads = spec.threads if n >= _SMALL_MAP else 1
     # One thread for BLAS: its sums depend on the number of threads, and t-SNE amplifies the last bit.
     with threadpool_limits(limits=1, user_api="blas"):
         affinities = PerplexityBasedNN(
             perplexity=min(spec.perplexity, near.ids_NK.shape[1] / 3),
             knn_index=PrecomputedNeighbors(near.ids_NK, distances),
-            n_jobs=spec.threads,
+            n_jobs=threads,
             random_state=spec.seed,
         )
         embedding = TSNEEmbedding(
             _start(vectors_ND, near, start_N2),
             affinities,
-            negative_gradient_method="fft" if n > 3000 else "bh",
-            n_jobs=spec.threads,
+            negative_gradient_method="fft" if n >= _INTERPOLATED_FROM else "bh",
+            n_jobs=threads,
             random_state=spec.seed,
         )
         embedding = embedding.optimize(

@@ -1,6 +1,7 @@
 """The report: one self-contained page, figures, a JSON twin, and a first ranking of assets.
 
-facts.py      everything the report states, gathered once; the page and report.json both show exactly this
+facts.py      everything the report states; the page and report.json both show exactly this
+gather.py     reads the sealed stages and works the facts out
 changes.py    what became of the previous version's clusters, in sentences
 assets.py     which assets to look at first
 sampling.py   which points are drawn, and in which order

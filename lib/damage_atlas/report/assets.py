@@ -61,9 +61,7 @@ def rank_assets(
             by_label[damage[cluster]] += n
         reasons = [f"{n} of {len(seen)} in new cluster {c}" for c, n in sorted(of_born.items())]
         if of_damage:
-            kinds = ", ".join(
-                f"{label} {n}" for label, n in sorted(by_label.items(), key=lambda x: (-x[1], x[0]))
-            )
+            kinds = ", ".join(f"{label} {n}" for label, n in sorted(by_label.items(), key=lambda x: (-x[1], x[0])))
             reasons.append(f"{n_damage} of {len(seen)} in damage clusters ({kinds})")
         rows.append(
             {

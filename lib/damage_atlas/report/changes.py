@@ -52,9 +52,7 @@ def describe_changes(
     died |= {c for c, row in now.items() if row["status"] == "died"}
     for c in died:
         size = sizes_before.get(c, 0)
-        found.append(
-            (size, Change(c, "died", f"Its {_images(size)} of version {version_before} form no cluster now."))
-        )
+        found.append((size, Change(c, "died", f"Its {_images(size)} of version {version_before} form no cluster now.")))
     found.sort(key=lambda pair: (NEWS.index(pair[1].status), -pair[0], pair[1].cluster_id))
     return [change for _, change in found]
 

@@ -1,4 +1,4 @@
-"""Everything the report states, gathered once from the sealed stages.
+"""Everything the report states.
 
 ``Facts`` is what the page is rendered from and what ``report.json`` holds: a number that is on the page is in the JSON.
 Texts are raw here; the page escapes them.
@@ -9,21 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from damage_atlas.contracts import QUARANTINE_REASONS, Artifact, Ledger
-from damage_atlas.report.assets import SCORE_RULE, Sighting, is_undamaged, rank_assets
-from damage_atlas.report.changes import PICTURED, Change, describe_changes
-from damage_atlas.store import Run, load_model_card
-
-Row = dict[str, Any]
+from damage_atlas.contracts import Ledger
+from damage_atlas.report.changes import Change
 
 UNLABELLED = "no label"
-INPUT_STAGES = ("catalog", "embed", "index", "cluster", "explain")
-_TIMED_STAGES = ("catalog", "train", "embed", "index", "cluster", "explain")
 
 
 @dataclass(frozen=True)
@@ -139,7 +131,7 @@ class Facts:
     ledger: Ledger
     quarantined: list[Quarantined]
     duplicates: list[Duplicate]
-    assets: list[Row]
+    assets: list[dict[str, Any]]  # rows of assets.parquet
     asset_rule: str
     undamaged_labels: list[str]
     unassigned_images: int  # without an asset
@@ -175,299 +167,6 @@ class Point:
     file: str
     sha256: str | None
     tile: tuple[int, int, int, int] | None  # x, y, width, height
-
-
-def gather_points(run: Run) -> list[Point]:
-    """All points in the order of points.parquet."""
-    columns = ["observation_id", "file", "sha256", "tile_x", "tile_y", "tile_width", "tile_height"]
-    catalog = {
-        row["observation_id"]: row
-        for row in run.read_table("catalog", "observations.parquet").select(columns).to_pylist()
-    }
-    points = []
-    for row in run.read_table("cluster", "points.parquet").to_pylist():
-        seen = catalog[row["observation_id"]]
-        tile = tuple(seen[name] for name in columns[3:])
-        points.append(
-            Point(
-                observation_id=row["observation_id"],
-                x=row["x"],
-                y=row["y"],
-                cluster_id=row["cluster_id"],
-                label=row["label"],
-                given=row["label_source"] == "given",
-                confidence=row["confidence"],
-                novelty=row["novelty"],
-                asset_id=row["asset_id"],
-                delivery=row["delivery"],
-                file=seen["file"],
-                sha256=seen["sha256"],
-                tile=None if None in tile else tile,
-            )
-        )
-    return points
-
-
-def gather_facts(run: Run, points: list[Point]) -> Facts:
-    """Read the sealed stages and work out what the report says.
-
-    Raises:
-        ContractError: a stage is not sealed, or an output is not what was sealed.
-    """
-    spec = run.spec
-    artifacts = {stage: run.artifact(stage) for stage in INPUT_STAGES}
-    observations = run.read_table("catalog", "observations.parquet").to_pylist()
-    cluster_rows = run.read_table("cluster", "clusters.parquet").to_pylist()
-    alive = [row for row in cluster_rows if row["status"] != "died"]
-    clusters = _clusters(run, points, alive)
-    before, changes = _since_previous(run, cluster_rows)
-
-    noise = sum(p.cluster_id is None for p in points)
-    classes = _classes(points, clusters)
-    labels = {p.label for p in points if p.label is not None}
-    deliveries = Counter(row["delivery"] for row in observations if row["delivery"] is not None)
-    delivery = spec.delivery or max(deliveries, default=None)
-    captured = [
-        row["captured_at"]
-        for row in observations
-        if row["captured_at"] is not None and row["delivery"] in (delivery, None)
-    ]
-    sightings = [
-        Sighting(p.asset_id, p.cluster_id, before is None or p.observation_id not in before)
-        for p in points
-        if p.asset_id is not None
-    ]
-    # Everything is born in a first version; that says nothing about where to go.
-    born = {c.cluster_id for c in clusters if c.status == "born"} if before is not None else set()
-    damage = {c.cluster_id: c.top_label for c in clusters if c.top_label and not is_undamaged(c.top_label)}
-    # The embed stage says which version it used: a run that trains its own model has none in its spec.
-    model, _, model_version = artifacts["embed"].facts["model"].partition("@")
-    card = load_model_card(run.store, model, model_version)
-    return Facts(
-        title=spec.settings.report.title or f"Damage atlas of {spec.archive}",
-        archive=spec.archive,
-        version=(spec.previous_version or 0) + 1,
-        previous_version=spec.previous_version,
-        run_id=spec.run_id,
-        delivery=delivery,
-        computed_at=_moment(artifacts["explain"].sealed_at),
-        captured_from=_day(min(captured, default=None)),
-        captured_to=_day(max(captured, default=None)),
-        finding=_finding(len(points), noise, clusters, len(labels), changes, spec.previous_version),
-        images=len(points),
-        noise=noise,
-        noise_share=noise / len(points) if points else 0.0,
-        labels_given=sum(p.given and p.label is not None for p in points),
-        labels_predicted=sum(not p.given and p.label is not None for p in points),
-        changes=changes,
-        clusters=clusters,
-        classes=classes,
-        deliveries=[Count(name, n) for name, n in sorted(deliveries.items())],
-        ledger=Ledger.model_validate(artifacts["embed"].facts["ledger"]),
-        quarantined=_quarantined(run, observations),
-        duplicates=_duplicates(observations),
-        assets=rank_assets(sightings, born, damage),
-        asset_rule=SCORE_RULE,
-        undamaged_labels=sorted(label for label in labels if is_undamaged(label)),
-        unassigned_images=len(points) - len(sightings),
-        model=artifacts["embed"].facts["model"],
-        model_card=card.model_dump(mode="json", exclude={"weights", "reference"}),
-        images_root=spec.images,
-        settings=spec.settings.model_dump(mode="json"),
-        map=artifacts["cluster"].facts,
-        recall=json.loads(run.read("index", "recall.json")),
-        stages=_stages(run),
-    )
-
-
-def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
-    of_cluster: dict[int, list[Point]] = {row["cluster_id"]: [] for row in rows}
-    for point in points:
-        if point.cluster_id is not None:
-            of_cluster[point.cluster_id].append(point)
-    by_id = {p.observation_id: p for p in points}
-    shown: dict[int, list[Row]] = {}
-    for row in run.read_table("explain", "explanations.parquet").to_pylist():
-        shown.setdefault(row["cluster_id"], []).append(row)
-    clusters = []
-    for row in sorted(rows, key=lambda r: r["cluster_id"]):
-        members = of_cluster[row["cluster_id"]]
-        pictures = sorted(shown.get(row["cluster_id"], []), key=lambda r: r["rank"])
-        faithfulness = [p["faithfulness"] for p in pictures if p["faithfulness"] is not None]
-        clusters.append(
-            Cluster(
-                cluster_id=row["cluster_id"],
-                status=row["status"],
-                size=row["size"],
-                share=row["size"] / len(points),
-                top_label=row["top_label"],
-                purity=row["purity"],
-                confidence=row["confidence"],
-                novelty=row["novelty"],
-                new_share=row["new_share"],
-                first_version=row["first_version"],
-                map_artefact=row["map_artefact"],
-                labels=_counts(p.label or UNLABELLED for p in members),
-                assets=_counts(p.asset_id for p in members if p.asset_id is not None),
-                medoid_file=by_id[pictures[0]["observation_id"]].file if pictures else None,
-                faithfulness=sum(faithfulness) / len(faithfulness) if faithfulness else None,
-                row=[
-                    Shown(
-                        rank=p["rank"],
-                        observation_id=p["observation_id"],
-                        file=by_id[p["observation_id"]].file,
-                        label=by_id[p["observation_id"]].label,
-                        similarity=p["similarity"],
-                        picture_key=p["picture_key"],
-                        heatmap_key=p["heatmap_key"],
-                    )
-                    for p in pictures
-                ],
-            )
-        )
-    return clusters
-
-
-def _counts(names: Any) -> list[Count]:
-    return [Count(name, n) for name, n in sorted(Counter(names).items(), key=lambda x: (-x[1], x[0]))]
-
-
-def _classes(points: list[Point], clusters: list[Cluster]) -> list[ClassRow]:
-    cells = Counter((p.label or UNLABELLED, p.cluster_id) for p in points)
-    rows = []
-    for label in sorted({label for label, _ in cells}):
-        inside = {c.cluster_id: n for c in clusters if (n := cells[label, c.cluster_id])}
-        noise = cells[label, None]
-        main = [c.cluster_id for c in clusters if c.labels and c.labels[0].name == label]
-        rows.append(ClassRow(label, sum(inside.values()) + noise, main, inside, noise))
-    return rows
-
-
-def _since_previous(run: Run, clusters: list[Row]) -> tuple[set[str] | None, list[Change]]:
-    """Observations of the previous version (None when this is the first), and what changed."""
-    previous = run.previous()
-    if previous is None or run.spec.previous_version is None:
-        return None, []
-    seen = set(previous.read_table("cluster", "points.parquet").column("observation_id").to_pylist())
-    rows = previous.read_table("cluster", "clusters.parquet").select(["cluster_id", "size"]).to_pylist()
-    sizes = {row["cluster_id"]: row["size"] for row in rows}
-    lineage = run.read_table("cluster", "lineage.parquet").to_pylist()
-    return seen, describe_changes(clusters, lineage, sizes, run.spec.previous_version)
-
-
-def _quarantined(run: Run, observations: list[Row]) -> list[Quarantined]:
-    found = [
-        Quarantined(
-            place(row), row["reason"], QUARANTINE_REASONS.get(row["reason"], ""), row["detail"], "catalog"
-        )
-        for row in observations
-        if row["status"] == "quarantined"
-    ]
-    failed = {row["image_id"]: row for row in run.read_table("embed", "failed.parquet").to_pylist()}
-    for row in observations:
-        if row["status"] == "ok" and (failure := failed.get(row["image_id"])):
-            reason = failure["reason"]
-            meaning = QUARANTINE_REASONS.get(reason, "")
-            found.append(Quarantined(place(row), reason, meaning, failure["detail"], failure["stage"]))
-    return sorted(found, key=lambda q: (q.reason, q.file))
-
-
-def place(row: Row) -> str:
-    """The file of an observation, with the tile's place where it is one."""
-    file: str = row["file"]
-    return file if row["tile_x"] is None else f"{file} (tile at {row['tile_x']}, {row['tile_y']})"
-
-
-def _duplicates(observations: list[Row]) -> list[Duplicate]:
-    first: dict[tuple[str, str | None], str] = {}
-    anywhere: dict[str, str] = {}
-    for row in observations:
-        if row["status"] == "ok" and row["image_id"] is not None:
-            first.setdefault((row["image_id"], row["asset_id"]), row["file"])
-            anywhere.setdefault(row["image_id"], row["file"])
-    return [
-        Duplicate(
-            place(row),
-            first.get((row["image_id"], row["asset_id"]), anywhere.get(row["image_id"] or "", None)),
-        )
-        for row in observations
-        if row["status"] == "duplicate"
-    ]
-
-
-def _finding(
-    n: int, noise: int, clusters: list[Cluster], n_labels: int, changes: list[Change], previous: int | None
-) -> str:
-    if n == 0:
-        return "No image could be placed on the map."
-    if not clusters:
-        if n == 1:
-            return "One image cannot form a cluster; it is on the map by itself."
-        return f"None of the {n:,} images forms a cluster: nothing lies close enough together."
-    classes = f" of {_many(n_labels, 'predefined class', 'predefined classes')}" if n_labels else ""
-    text = f"{_many(n, 'image', 'images')}{classes} {'falls' if n == 1 else 'fall'} into "
-    text += _many(len(clusters), "cluster", "clusters")
-    text += f"; {noise / n:.1%} fit none." if noise else "; every image fits one."
-    if previous is None:
-        return f"{text} This is the archive's first version."
-    parts = []
-    labels = {c.cluster_id: c.top_label for c in clusters}
-    sizes = {c.cluster_id: c.size for c in clusters}
-    for status, one, many in (
-        ("born", "is new", "are new"),
-        ("split", "has split off", "have split off"),
-        ("merged", "is a merger", "are mergers"),
-        ("grown", "has grown", "have grown"),
-    ):
-        ids = [change.cluster_id for change in changes if change.status == status]
-        if status == "born" and len(ids) == 1:
-            nearest = f", nearest to {labels[ids[0]]}" if labels[ids[0]] else ""
-            parts.append(f"cluster {ids[0]} is new ({_many(sizes[ids[0]], 'image', 'images')}{nearest})")
-        elif ids:
-            parts.append(f"{_many(len(ids), 'cluster', 'clusters')} {one if len(ids) == 1 else many}")
-    since = (
-        f"Since version {previous}: {', '.join(parts)}."
-        if parts
-        else f"Nothing is new since version {previous}."
-    )
-    return f"{text} {since}"
-
-
-def _many(n: int, one: str, many: str) -> str:
-    return f"{n:,} {one if n == 1 else many}"
-
-
-def _stages(run: Run) -> list[StageFacts]:
-    found = []
-    for stage in _TIMED_STAGES:
-        if stage in run.spec.stages:
-            artifact: Artifact = run.artifact(stage)
-            found.append(
-                StageFacts(
-                    stage=stage,
-                    seconds=artifact.seconds,
-                    attempt=artifact.attempt,
-                    sealed_at=_moment(artifact.sealed_at),
-                    code_version=artifact.code_version,
-                    counts=artifact.counts,
-                    facts={key: value for key, value in artifact.facts.items() if key != "ledger"},
-                    artifact_sha256=run.store.digest(f"{run.key}/{stage}/artifact.json"),
-                )
-            )
-    return found
-
-
-def pictured_changes(facts: Facts) -> list[Change]:
-    """The changes that are shown with their picture row."""
-    return [change for change in facts.changes if change.status in PICTURED]
-
-
-def _moment(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _day(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.strftime("%Y-%m-%d")
 
 
 def _plain(value: Any) -> Any:

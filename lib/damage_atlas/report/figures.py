@@ -57,9 +57,7 @@ def draw_map(
             )  # fmt: skip
             text = names.get(group, "noise" if centres is not None else "no label")
             handles.append(
-                Line2D(
-                    [], [], marker=_MARKERS[style.shape], color=style.color, ls="", ms=6, label=_plain(text)
-                )
+                Line2D([], [], marker=_MARKERS[style.shape], color=style.color, ls="", ms=6, label=_plain(text))
             )
     for group, (x, y) in (centres or {}).items():
         axes.annotate(
@@ -91,9 +89,7 @@ def draw_rows(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], title: st
     pen.text((gap, head / 2), title, fill=_INK, font=ImageFont.load_default(18), anchor="lm")
     for i, (name, pictures) in enumerate(rows):
         top = head + i * step
-        pen.text(
-            (margin - 10, top + cell_px / 2), name, fill=_INK, font=ImageFont.load_default(18), anchor="rm"
-        )
+        pen.text((margin - 10, top + cell_px / 2), name, fill=_INK, font=ImageFont.load_default(18), anchor="rm")
         for j, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (left(j), top))
     if rows:

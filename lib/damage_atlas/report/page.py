@@ -21,8 +21,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from damage_atlas.report.changes import WORD
-from damage_atlas.report.facts import UNLABELLED, Facts, Point, pictured_changes
+from damage_atlas.report.changes import PICTURED, WORD
+from damage_atlas.report.facts import UNLABELLED, Facts, Point
 from damage_atlas.report.palette import NOISE_COLOR, Look, look
 from damage_atlas.report.sampling import CLUSTER_FLOOR
 from damage_atlas.report.thumbnails import SHEET_COLUMNS, Sheets
@@ -44,10 +44,7 @@ def render_page(
         pictures: picture_key or heatmap_key -> JPEG or PNG.
     """
     label_index = {row.label: i for i, row in enumerate(facts.classes)}
-    looks = {
-        "cluster": {c.cluster_id: look(c.cluster_id) for c in facts.clusters},
-        "label": class_looks(facts),
-    }
+    looks = {"cluster": {c.cluster_id: look(c.cluster_id) for c in facts.clusters}, "label": class_looks(facts)}
     style = Markup(_file("page.css") + _colours(looks))
     script = Markup(_file("page.js"))
     uris = {key: _data_uri(data) for key, data in pictures.items()}
@@ -60,7 +57,7 @@ def render_page(
     }
     environment.filters |= filters
     by_id = {c.cluster_id: c for c in facts.clusters}
-    pictured = [c for c in pictured_changes(facts) if c.cluster_id in by_id]
+    pictured = [c for c in facts.changes if c.status in PICTURED and c.cluster_id in by_id]
     text = environment.from_string(_file("page.html.j2")).render(
         facts=facts,
         policy=(
@@ -156,14 +153,14 @@ def _map_data(
     assets = sorted({p.asset_id for p in drawn if p.asset_id is not None})[:_NO_ASSET]
     asset_key = {name: i for i, name in enumerate(assets)}
     centres = cluster_centres(facts, drawn)
-    clusters = [{"name": "noise", "color": NOISE_COLOR, "shape": "circle", "status": ""}]
+    # On a first version every cluster is born; a map full of "new" would say nothing.
+    first = facts.previous_version is None
+    clusters: list[dict[str, Any]] = [{"name": "noise", "color": NOISE_COLOR, "shape": "circle", "status": ""}]
     for c in facts.clusters:
-        style = looks["cluster"][c.cluster_id]
         x, y = packed(np.array(centres.get(c.cluster_id, tuple(corner)))).tolist()
-        clusters.append(
-            {"name": str(c.cluster_id), "color": style.color, "shape": style.shape, "status": "" if facts.previous_version is None else WORD[c.status],
-             "x": x, "y": y}
-        )  # fmt: skip
+        style = looks["cluster"][c.cluster_id]
+        named = {"name": str(c.cluster_id), "status": "" if first else WORD[c.status]}
+        clusters.append(named | {"color": style.color, "shape": style.shape, "x": x, "y": y})
     coordinates = packed(xy_N2)
     flags = [p.given + 2 * (p.delivery is not None and p.delivery == facts.delivery) for p in drawn]
     return {
@@ -223,11 +220,7 @@ def _source(text: str) -> Markup:
 
 
 def _colours(looks: Mapping[str, Mapping[int, Look]]) -> str:
-    rules = [
-        f".{kind}-{key}{{--dot:{style.color}}}"
-        for kind, group in looks.items()
-        for key, style in group.items()
-    ]
+    rules = [f".{kind}-{key}{{--dot:{style.color}}}" for kind, group in looks.items() for key, style in group.items()]
     # A policy without inline styles: shades of the table's cells are classes too.
     rules += [f".heat{i}{{background:rgba(var(--heat),{0.055 * i:.3f})}}" for i in range(1, 10)]
     return "".join([*rules, f".noise{{--dot:{NOISE_COLOR}}}"])

@@ -41,10 +41,8 @@ class _Part:
     wanted: tuple[tuple[int, str, str | None, Tile | None], ...]  # position, file, sha256, tile
 
 
-def make_sheets(
-    points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts
-) -> Sheets:
-    """Thumbnails of ``points``, read through ``map_parts``. A picture that cannot be read leaves a gap, not an error."""
+def make_sheets(points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts) -> Sheets:
+    """Thumbnails of ``points``, read through ``map_parts``; a picture that cannot be read leaves a gap."""
     wanted = [(i, p.file, p.sha256, Tile(*p.tile) if p.tile else None) for i, p in enumerate(points)]
     # Tiles of one photo side by side: the photo is decoded once.
     wanted.sort(key=lambda item: (item[1], item[0]))
@@ -60,9 +58,7 @@ def make_sheets(
             thumbnails[positions[readable_N]] = pixels_NSSC[readable_N]
             missing += positions[~readable_N].tolist()
             progress.add(len(positions), int((~readable_N).sum()))
-    sheets = tuple(
-        _sheet(thumbnails[start : start + _PER_SHEET]) for start in range(0, len(points), _PER_SHEET)
-    )
+    sheets = tuple(_sheet(thumbnails[start : start + _PER_SHEET]) for start in range(0, len(points), _PER_SHEET))
     return Sheets(size, sheets, tuple(sorted(missing)))
 
 

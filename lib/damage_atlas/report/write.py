@@ -12,8 +12,9 @@ from damage_atlas.contracts import Artifact
 from damage_atlas.images import Limits, preprocess
 from damage_atlas.parts import MapParts, map_in_threads
 from damage_atlas.report.assets import assets_table
-from damage_atlas.report.facts import INPUT_STAGES, Cluster, Facts, Point, gather_facts, gather_points
+from damage_atlas.report.facts import Cluster, Facts, Point
 from damage_atlas.report.figures import draw_map, draw_rows
+from damage_atlas.report.gather import INPUT_STAGES, gather_facts, gather_points
 from damage_atlas.report.page import class_looks, cluster_centres, render_page, visible
 from damage_atlas.report.palette import look
 from damage_atlas.report.sampling import MAX_DRAWN_POINTS, draw_order
@@ -79,9 +80,7 @@ def _drawn_points(facts: Facts, points: Sequence[Point]) -> list[Point]:
 
 def _pictures(run: Run, facts: Facts) -> dict[str, bytes]:
     """Pictures and heat maps of all rows, as they are in the store; made smaller where there are very many."""
-    keys = sorted(
-        {key for c in facts.clusters for item in c.row for key in (item.picture_key, item.heatmap_key)}
-    )
+    keys = sorted({key for c in facts.clusters for item in c.row for key in (item.picture_key, item.heatmap_key)})
     pictures = {key: run.store.read(f"{run.key}/{key}") for key in keys}
     if len(facts.clusters) <= _FULL_SIZE_CLUSTERS:
         return pictures
@@ -100,11 +99,7 @@ def _write_figures(stage: Stage, facts: Facts, drawn: Sequence[Point], pictures:
     xy_N2 = np.array([(p.x, p.y) for p in drawn], dtype=np.float64).reshape(-1, 2)
     label_index = {row.label: i for i, row in enumerate(facts.classes)}
     class_of = [label_index.get(p.label) if p.label is not None else None for p in drawn]
-    names = {
-        i: f"{visible(row.label)} ({row.images:,})"
-        for i, row in enumerate(facts.classes)
-        if i in set(class_of)
-    }
+    names = {i: f"{visible(row.label)} ({row.images:,})" for i, row in enumerate(facts.classes) if i in set(class_of)}
     stage.write(
         "figures/class-map.png",
         draw_map(xy_N2, class_of, names, class_looks(facts), f"{len(names)} predefined classes"),
@@ -121,9 +116,7 @@ def _write_figures(stage: Stage, facts: Facts, drawn: Sequence[Point], pictures:
         ),
     )
     stage.write("figures/pictures.png", _draw_rows(facts, pictures, "Sample and nearest images", heat=False))
-    stage.write(
-        "figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True)
-    )
+    stage.write("figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True))
 
 
 def _draw_rows(facts: Facts, pictures: dict[str, bytes], title: str, heat: bool) -> bytes:

@@ -38,6 +38,7 @@ HOSTILE_FILE = "<img src=x onerror=alert(1)>.jpg"
 HOSTILE_LABEL = '</script><script>alert(2)</script><b title="x">'
 HOSTILE_ASSET = "Brücke \"7\" <i onmouseover='alert(3)'>北\n\u202egpj"
 PIXELS = 96
+_PICTURED_KINDS = 13  # clusters beyond repeat the pictures of earlier ones
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,7 @@ def texture(kind: int, seed: int, size: int = PIXELS) -> NDArray[np.uint8]:
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
     grain = rng.normal(0, 0.05, (size, size))
-    cloud = (
-        0.08
-        * np.sin(2 * np.pi * (1 + kind % 3) * (x + rng.random()))
-        * np.sin(2 * np.pi * (y + rng.random()))
-    )
+    cloud = 0.08 * np.sin(2 * np.pi * (1 + kind % 3) * (x + rng.random())) * np.sin(2 * np.pi * (y + rng.random()))
     course = rng.uniform(-0.2, 0.2) + 0.05 * np.sin(along * (6 + 4 * (kind % 4)) + rng.random() * 6)
     mark = np.exp(-(((across - course) / (0.012 + 0.02 * (kind % 5))) ** 2))
     tint = np.array([(0.95, 0.95, 0.9), (1.05, 0.92, 0.8), (0.88, 0.97, 1.02)][kind % 3])
@@ -134,19 +131,14 @@ def _draw(scene: Scene, images: Path) -> _Truth:
     n, k = scene.images, scene.clusters
     weights = 1 / np.arange(1, k + 1) ** 0.6 if k else np.array([])
     cluster: list[int | None] = [
-        None
-        if k == 0 or rng.random() < scene.noise_share
-        else int(rng.choice(k, p=weights / weights.sum())) + 1
+        None if k == 0 or rng.random() < scene.noise_share else int(rng.choice(k, p=weights / weights.sum())) + 1
         for _ in range(n)
     ]
     turn = np.arange(k + 1) * 2.39996
     centres = np.stack([np.cos(turn), np.sin(turn)], axis=1) * np.sqrt(np.arange(k + 1) + 0.5)[:, None] * 14
     spread = rng.uniform(2.0, 5.0, (k + 1, 2))
     xy = np.array(
-        [
-            rng.uniform(-60, 60, 2) if c is None else centres[c] + rng.normal(0, 1, 2) * spread[c]
-            for c in cluster
-        ]
+        [rng.uniform(-60, 60, 2) if c is None else centres[c] + rng.normal(0, 1, 2) * spread[c] for c in cluster]
     ).reshape(n, 2)
     names = scene.labels
     label: list[str | None] = []
@@ -233,14 +225,13 @@ def _run(
     embed.write_table("failed.parquet", pa.Table.from_pylist(failed, schema=FAILED))
     embed.seal(("catalog",), _counts(n_points), {"model": "damage@v1", "ledger": ledger.model_dump()})
     index = run.stage("index")
-    index.write_table(
-        "ids.parquet", pa.Table.from_pylist([{"image_id": r["image_id"]} for r in ok], schema=IDS)
-    )
+    index.write_table("ids.parquet", pa.Table.from_pylist([{"image_id": r["image_id"]} for r in ok], schema=IDS))
     index.write_json("recall.json", {"kind": "flat", "k": 10, "queries": 1000, "recall": 1.0})
     index.seal(("embed",), _counts(n_points), {"kind": "flat", "recall": 1.0})
     points = _points(ok[:n_points], truth, scene)
     _cluster(run, points, previous, scene)
-    _explain(run, points)
+    if previous is not None or not scene.previous:  # of an earlier run only the clusters are read
+        _explain(run, points)
     return run
 
 
@@ -274,16 +265,8 @@ def _observations(images: Path, scene: Scene, truth: _Truth, delivery: str) -> l
     )
     for i in range(scene.quarantined - 1):  # one more fails when it is embedded
         reason, detail = faults[i % len(faults)]
-        file = (
-            HOSTILE_FILE
-            if i == 0
-            else f"broken/über \"{i}\" & 'co'\n<b>.jpg"
-            if i == 1
-            else f"broken/{i:04d}.jpg"
-        )
-        rows.append(
-            _observation(file, delivery) | {"status": "quarantined", "reason": reason, "detail": detail}
-        )
+        file = HOSTILE_FILE if i == 0 else f"broken/über \"{i}\" & 'co'\n<b>.jpg" if i == 1 else f"broken/{i:04d}.jpg"
+        rows.append(_observation(file, delivery) | {"status": "quarantined", "reason": reason, "detail": detail})
     return rows
 
 
@@ -313,7 +296,7 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
     ids = sorted({p["cluster_id"] for p in points if p["cluster_id"] is not None})
     plan = {ids[-1]: "born"} if ids else {}
     if len(ids) >= 5:
-        plan |= {ids[-2]: "split", ids[2]: "merged", ids[0]: "grown", ids[3]: "shrunk"}
+        plan |= {ids[-2]: "split", ids[2]: "merged", ids[0]: "grown", ids[1]: "shrunk"}
     rows, lineage = [], []
     for c in ids:
         members = [p for p in points if p["cluster_id"] == c]
@@ -340,9 +323,7 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
                 for s in sources
             ]  # fmt: skip
     if previous and ids:
-        lineage.append(
-            {"from_cluster_id": 77, "to_cluster_id": None, "event": "died", "shared_images": 0, "share": 0}
-        )
+        lineage.append({"from_cluster_id": 77, "to_cluster_id": None, "event": "died", "shared_images": 0, "share": 0})
     stage = run.stage("cluster")
     stage.write_table("points.parquet", pa.Table.from_pylist(points, schema=POINTS))
     stage.write_table("clusters.parquet", pa.Table.from_pylist(rows, schema=CLUSTERS))
@@ -355,20 +336,30 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
 def _explain(run: Run, points: list[dict[str, Any]]) -> None:
     stage = run.stage("explain")
     rows = []
+    written = set()
     for c in sorted({p["cluster_id"] for p in points if p["cluster_id"] is not None}):
         for rank, point in enumerate([p for p in points if p["cluster_id"] == c][:10]):
-            picture = texture(c, rank, 160)
-            keys = [f"pictures/{c:05d}-{rank}-{kind}.jpg" for kind in ("picture", "heat")]
-            stage.write(keys[0], encode_jpeg(picture))
-            stage.write(keys[1], encode_jpeg(warm(picture, 100 * c + rank)))
+            kind = c % _PICTURED_KINDS
+            keys = [f"pictures/{kind:05d}-{rank}.{form}jpg" for form in ("", "heat.")]
+            if (kind, rank) not in written:
+                written.add((kind, rank))
+                picture = texture(kind, rank, 160)
+                stage.write(keys[0], encode_jpeg(picture))
+                stage.write(keys[1], encode_jpeg(warm(picture, 100 * kind + rank)))
             rows.append(
                 {
-                    "cluster_id": c, "rank": rank, "observation_id": point["observation_id"],
-                    "image_id": point["image_id"], "similarity": 1 - 0.004 * rank,
-                    "picture_key": f"{stage.name}/{keys[0]}", "heatmap_key": f"{stage.name}/{keys[1]}",
-                    "target": "sum_of_squares", "method": "gradcam", "faithfulness": 0.4 + 0.01 * rank,
+                    "cluster_id": c,
+                    "rank": rank,
+                    "observation_id": point["observation_id"],
+                    "image_id": point["image_id"],
+                    "similarity": 1 - 0.004 * rank,
+                    "picture_key": f"{stage.name}/{keys[0]}",
+                    "heatmap_key": f"{stage.name}/{keys[1]}",
+                    "target": "sum_of_squares",
+                    "method": "gradcam",
+                    "faithfulness": 0.4 + 0.01 * rank,
                 }
-            )  # fmt: skip
+            )
     stage.write_table("explanations.parquet", pa.Table.from_pylist(rows, schema=EXPLANATIONS))
     stage.seal(("catalog", "cluster"), _counts(len(rows)))
 

@@ -98,7 +98,7 @@ def test_every_shape_of_run_gets_a_whole_report(name: str, tmp_path: Path) -> No
         assert visible(bad["file"]) in text
     assert run.read_table("report", "assets.parquet").schema.equals(ASSETS)
     assert artifact.facts["hover_pictures_missing"] == 0
-    assert {k: v for k, v in artifact.counts.items()} == {"in": document["images"], "out": document["images"], "failed": 0}
+    assert artifact.counts == {"in": document["images"], "out": document["images"], "failed": 0}
 
 
 def test_names_from_data_never_become_markup(tmp_path: Path) -> None:
@@ -109,9 +109,7 @@ def test_names_from_data_never_become_markup(tmp_path: Path) -> None:
         write_report(run)
         page[kind] = _Text(page_of(run))
     assert page["hostile"].tags.count("script") == page["plain"].tags.count("script") == 2
-    for tag in ("b", "i", "img"):
-        # A hostile name adds text, never an element; <b> differs only with the labels' own statistics.
-        assert abs(page["hostile"].tags.count(tag) - page["plain"].tags.count(tag)) < 12
+    assert page["hostile"].tags.count("img") == page["plain"].tags.count("img")
     words = " ".join(page["hostile"].words)
     assert HOSTILE_FILE in words and HOSTILE_LABEL in words and visible(HOSTILE_ASSET) in words
 
@@ -190,9 +188,8 @@ def test_assets_rank_by_new_clusters_then_by_share_of_damage() -> None:
     seen += [Sighting("b", 2, False)] * 2 + [Sighting("c", 2, False), Sighting("c", None, False)]
     seen += [Sighting("d", 1, True)] * 5
     rows = rank_assets(seen, born={9}, damage={2: "crack"})
-    assert [(r["asset_id"], r["score"], r["clusters"]) for r in rows] == [("a", 1, [9]), ("b", 1, [2]), ("c", 0.5, [2])] or [
-        r["asset_id"] for r in rows
-    ] == ["b", "a", "c"]
+    ranked = [(r["rank"], r["asset_id"], r["score"], r["clusters"]) for r in rows]
+    assert ranked == [(1, "b", 1, [2]), (2, "a", 1, [9]), (3, "c", 0.5, [2])]
     assert rows[-1]["reasons"] == ["1 of 2 in damage clusters (crack 1)"]
     assert {r["decision"] for r in rows} == {"none"}
     assert assets_table([]).num_rows == 0
@@ -203,7 +200,9 @@ def test_labels_without_damage(label: str) -> None:
     assert is_undamaged(label)
 
 
-@pytest.mark.parametrize("label", ["crack", "inclusion", "abnormal", "obstacle", "disconnect", "rolled-in_scale", "soundness_loss"])
+@pytest.mark.parametrize(
+    "label", ["crack", "inclusion", "abnormal", "obstacle", "disconnect", "rolled-in_scale", "soundness_loss"]
+)
 def test_labels_of_damage(label: str) -> None:
     assert not is_undamaged(label)
 

@@ -1,0 +1,54 @@
+"""Ray and Airflow together on this machine, wired to each other, to the DAGs, and to a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from infra.local.airflow import LocalAirflow
+from infra.local.ray_cluster import LocalRay
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def local_stack(
+    root: Path,
+    store: str,
+    data: Path | None = None,
+    archives: Path | None = None,
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[LocalAirflow]:
+    """Start a two-node Ray and an Airflow with the project's DAGs; stop both at the end, whatever happens.
+
+    Args:
+        root: where databases, secrets and logs go.
+        store: the store's root, for Airflow and Ray alike.
+        data: what relative folders in archive files are relative to; ``var/`` by default.
+        archives: folder of archive files; ``infra/archives`` by default.
+        env: further variables for both sides (AWS_…).
+        say: told when each is up.
+    """
+    shared = {
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "lib")]),
+        "DAMAGE_ATLAS_STORE": store,
+        "DAMAGE_ATLAS_DATA": str(data or REPOSITORY / "var"),
+        "DAMAGE_ATLAS_ARCHIVES": str(archives or REPOSITORY / "infra" / "archives"),
+        **(env or {}),
+    }
+    with LocalRay(root / "ray", nodes=2, env=shared) as ray:
+        say("Ray is up: a head and a second node")
+        plugins = REPOSITORY / "infra" / "airflow" / "plugins"
+        with LocalAirflow(
+            root / "airflow",
+            REPOSITORY / "dags",
+            plugins if plugins.is_dir() else None,
+            env={**shared, **ray.airflow_env},
+            port=port,
+        ) as airflow:
+            say("Airflow is up")
+            yield airflow
