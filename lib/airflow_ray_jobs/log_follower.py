@@ -25,7 +25,7 @@ class LogFollower:
         others: a job that floods its log must not flood Airflow's.
         """
         end = len(log) if ended else log.rfind("\n") + 1
-        fresh = log[self._shown_chars : end].splitlines()
+        fresh = log[self._shown_chars : end].removesuffix("\n").split("\n")
         self._shown_chars = max(self._shown_chars, end)
         if (left_out := len(fresh) - MAX_LINES_AT_ONCE) > 0:
             yield f"[{left_out} lines are left out here; Ray's dashboard has the whole log]"

@@ -71,7 +71,7 @@ def read_failure(log: str) -> Failure | None:
 
 def last_lines(log: str, count: int = 12) -> str:
     """The last ``count`` lines that say something, for an error message."""
-    lines = [shown_line(line) for line in log.splitlines() if line.strip() and not line.startswith(FAILURE_MARK)]
+    lines = [shown_line(line) for line in log.split("\n") if line.strip() and not line.startswith(FAILURE_MARK)]
     return "\n".join(lines[-count:])
 
 
@@ -93,5 +93,5 @@ def attempt_id(base: str, attempt: int) -> str:
 
 
 def _last_marked(log: str, mark: str) -> str | None:
-    marked = [line for line in log.splitlines() if line.startswith(mark)]
+    marked = [line for line in log.split("\n") if line.startswith(mark)]
     return marked[-1].removeprefix(mark).strip() if marked else None

@@ -21,6 +21,8 @@ STOP_WAIT_S = 20.0  # Ray kills after 3 s; Airflow gives on_kill 30 s
 PENDING_STOP_WAIT_S = 5.0
 LOG_TIME_SHARE = 0.05  # reading the log takes at most this share of the time, however long the log has grown
 
+_STOPPING: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
+
 
 class RayJobTrigger(BaseTrigger):
     """Fires one event, an :class:`~airflow_ray_jobs.outcome.Outcome`, when the job has ended or is given up.
@@ -80,18 +82,28 @@ class RayJobTrigger(BaseTrigger):
         yield TriggerEvent(outcome.payload())
 
     async def on_kill(self) -> None:
-        """Stops the job because a person marked the task failed or succeeded, or cleared it.
+        """Stops the job because a person marked the task failed or succeeded, or cleared it."""
+        # Airflow 3.3.2 cancels a trigger again every second until it has ended, on_kill included. So the work is
+        # done by an asyncio task of its own, which goes on when this one is cancelled.
+        stopping = asyncio.create_task(self._stop_unless_handed_over())
+        _STOPPING.add(stopping)
+        stopping.add_done_callback(_STOPPING.discard)
+        await asyncio.shield(stopping)
 
-        Airflow also calls this when another triggerer took the trigger over (apache/airflow#41231): then the task
-        is still deferred, and its job must go on.
-        """
+    async def _stop_unless_handed_over(self) -> None:
+        # Airflow also calls on_kill when another triggerer took the trigger over (apache/airflow#41231): then the
+        # task is still deferred, and its job must go on.
         if self.task_instance is not None and await task_state(self.task_instance) == "deferred":
             self.log.info("Another triggerer follows Ray job %s now; it goes on.", self.submission_id)
             return
         self.log.info("The task was killed: stopping Ray job %s.", self.submission_id)
-        async with AsyncRayJobsClient(await RayHook(self.ray_conn_id).address_for_trigger()) as client:
-            info = await self._stop(client)
-        self.log.info("Ray job %s: %s", self.submission_id, _after_stop(info))
+        try:
+            async with AsyncRayJobsClient(await RayHook(self.ray_conn_id).address_for_trigger()) as client:
+                info = await self._stop(client)
+        except RayJobsError as error:
+            self.log.error("%s Stop the job by hand: ray job stop %s", error, self.submission_id)
+        else:
+            self.log.info("Ray job %s: %s", self.submission_id, _after_stop(info))
 
     @property
     def _stand(self) -> Stand:

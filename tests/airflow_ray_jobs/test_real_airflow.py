@@ -54,15 +54,13 @@ def airflow(local_ray: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> It
         yield airflow
 
 
-def latest_job(client: RayJobsClient, airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
-    """Submission id of the job that the task's log names last."""
+def submitted_job(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
+    """Submission id of the job that the task's log names, once the task waits for it."""
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        named = [line for line in airflow.task_log(dag_id, run_id, "job").splitlines() if "Submitted Ray job" in line]
-        if named:
-            return named[-1].split("Submitted Ray job ")[1].split(":")[0]
-        time.sleep(1)
-    raise AssertionError("the task submitted no job")
+    while airflow.task_states(dag_id, run_id).get("job") != "deferred":
+        assert time.monotonic() < deadline, "the task was not deferred"
+        time.sleep(0.5)
+    return airflow.task_log(dag_id, run_id, "job").split("Submitted Ray job ")[1].split(":")[0]
 
 
 def tries(airflow: LocalAirflow, dag_id: str, run_id: str) -> int:
@@ -97,7 +95,7 @@ def test_bad_input_is_not_retried(airflow: LocalAirflow) -> None:
 
 def test_marking_failed_stops_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:
     run_id = airflow.trigger("lasts")
-    submission_id = latest_job(client, airflow, "lasts", run_id)
+    submission_id = submitted_job(airflow, "lasts", run_id)
     wait_for(client, submission_id, "RUNNING")
     begin = time.monotonic()
     airflow.set_task_state("lasts", run_id, "job", "failed")
@@ -107,7 +105,7 @@ def test_marking_failed_stops_the_job(airflow: LocalAirflow, client: RayJobsClie
 
 def test_a_killed_triggerer_does_not_touch_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:
     run_id = airflow.trigger("survives")
-    submission_id = latest_job(client, airflow, "survives", run_id)
+    submission_id = submitted_job(airflow, "survives", run_id)
     wait_for(client, submission_id, "RUNNING")
     airflow.kill_component("triggerer")
     time.sleep(2)

@@ -245,3 +245,11 @@ def test_page_states_what_the_json_says(run: Run, page: Page) -> None:
     assert files == [visible(bad["file"]) for bad in document["quarantined"]]
     ranking = page.locator(".ranking tbody th").all_text_contents()
     assert ranking == [visible(asset["asset_id"]) for asset in document["assets"]]
+
+
+def test_only_the_latest_delivery(page: Page) -> None:
+    canvas = page.locator(".plot[data-kind=cluster] canvas")
+    whole = canvas.screenshot()
+    page.locator("#only").check()
+    page.wait_for_timeout(120)
+    assert canvas.screenshot() != whole

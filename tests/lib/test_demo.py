@@ -169,7 +169,7 @@ def test_odd_files_are_readable_and_odd(demo: DemoSummary, truth: Truth) -> None
         "odd:cmyk": lambda picture: picture.mode == "CMYK",
         "odd:grey": lambda picture: picture.mode == "L",
         "odd:exif_rotated": lambda picture: picture.getexif()[ExifTags.Base.Orientation] == 6,
-        "odd:png_16_bit": lambda picture: picture.mode == "I;16" and picture.getextrema()[1] > 255,
+        "odd:png_16_bit": lambda picture: picture.mode == "I;16" and int(np.asarray(picture).max()) > 255,
         "odd:png_palette": lambda picture: picture.mode == "P" and picture.format == "PNG",
         "odd:gif_animated": lambda picture: getattr(picture, "n_frames", 1) == 3,
     }
@@ -177,7 +177,8 @@ def test_odd_files_are_readable_and_odd(demo: DemoSummary, truth: Truth) -> None
     assert {row["planted"] for row in rows} == {*odd, "odd:name"}
     for row in rows:
         with Image.open(demo.images / row["file"]) as picture:
-            assert odd.get(row["planted"], lambda _: True)(picture), row["planted"]
+            if row["planted"] != "odd:name":
+                assert odd[row["planted"]](picture), row["planted"]
             assert ImageOps.exif_transpose(picture).size == (256, 256)
     names = "".join(row["file"] for row in rows)
     assert all(mark in names for mark in ("\n", '"', "'", "<script>", " ", "ü", "橋"))
@@ -230,7 +231,7 @@ def k_means(points_ND: np.ndarray, k: int, seed: int) -> np.ndarray:
     centres_KD = points_ND[rng.choice(len(points_ND), k, replace=False)]
     for _ in range(40):
         distance_NK = (centres_KD**2).sum(1) - 2 * points_ND @ centres_KD.T
-        nearest = distance_NK.argmin(1)
+        nearest: np.ndarray = distance_NK.argmin(1)
         centres_KD = np.stack(
             [points_ND[nearest == c].mean(0) if (nearest == c).any() else centres_KD[c] for c in range(k)]
         )

@@ -106,7 +106,7 @@ def develop(canvas: Canvas, light: Field, noise: Field, tint: Rgb, sun: float, r
     shade *= light
     picture = np.empty((h, w, 3), dtype=np.uint8)
     for channel in range(3):
-        colour: Field | float = tint[channel]
+        colour: Field | np.float32 = np.float32(tint[channel])
         for weight, stain in canvas.stains:
             colour = colour + weight * (np.float32(stain[channel] * 1.05) - colour)
         level = shade * colour

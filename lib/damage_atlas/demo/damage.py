@@ -50,7 +50,8 @@ def place(points_P2: np.ndarray, angle: float, centre: tuple[float, float]) -> n
     """Turns a course by ``angle`` (radians, clockwise on the screen) and moves its middle to ``centre``."""
     middle = points_P2 - [(points_P2[0, 0] + points_P2[-1, 0]) / 2, 0]
     c, s = math.cos(angle), math.sin(angle)
-    return middle @ np.array([[c, s], [-s, c]]) + centre
+    placed: np.ndarray = middle @ np.array([[c, s], [-s, c]]) + centre
+    return placed
 
 
 def stroke(lines: list[tuple[np.ndarray, np.ndarray]], size: tuple[int, int] = (IMAGE_PX, IMAGE_PX)) -> Field:

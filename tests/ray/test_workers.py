@@ -1,0 +1,154 @@
+"""The workers on a real Ray of two nodes: they spread, and give what one process gives, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from damage_atlas.pipeline import run_pipeline
+from damage_atlas.spec import RunSpec, Settings, with_overrides
+from damage_atlas.store import Run, Store, open_run
+from infra.local.ray_cluster import LocalRay
+from tests.support.small_archive import make_labelled
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+SETTINGS = with_overrides(
+    Settings(),
+    [
+        "train.input_size=32",
+        "train.iterations=24",
+        "train.batch_size=24",
+        "train.learning_rate=0.002",
+        "train.checkpoint_every=10",
+        "embed.rows_per_part=16",
+        "embed.batch_size=8",
+    ],
+)
+TABLES = {
+    "catalog": ("observations.parquet",),
+    "cluster": ("points.parquet", "clusters.parquet", "lineage.parquet"),
+    "explain": ("explanations.parquet",),
+    "report": ("assets.parquet",),
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    root = Path(__file__).resolve().parents[2]
+    env = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "lib")])}
+    with LocalRay(tmp_path_factory.mktemp("ray"), nodes=2, cpus_per_node=2, env=env) as ray:
+        yield ray
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labelled(tmp_path_factory.mktemp("images") / "labelled")
+
+
+def open_in(store: Path, images: Path, *overrides: str) -> Run:
+    settings = with_overrides(SETTINGS, list(overrides))
+    return open_run(
+        Store(store),
+        RunSpec(run_id="same", kind="run", archive="small", images=str(images), model="small", settings=settings),
+    )
+
+
+def work(cluster: LocalRay, stage: str, run_uri: str, expect: int = 0) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", f"workers.{stage}", run_uri],
+        env={**os.environ, **cluster.client_env},
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == expect, result.stdout[-4000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def one_process(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = open_in(tmp_path_factory.mktemp("local"), images)
+    list(run_pipeline(run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster: LocalRay, images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, str]]:
+    run = open_in(tmp_path_factory.mktemp("ray-store"), images)
+    return run, {stage: work(cluster, stage, run.uri) for stage in run.spec.stages}
+
+
+def assert_equal_results(a: Run, b: Run) -> None:
+    for stage, names in TABLES.items():
+        for name in names:
+            assert a.read_table(stage, name).equals(b.read_table(stage, name)), f"{stage}/{name}"
+    weights = [run.artifact("train").outputs["model.safetensors"].sha256 for run in (a, b)]
+    assert weights[0] == weights[1]
+    vectors = [
+        sorted(o.sha256 for name, o in run.artifact("embed").outputs.items() if name.startswith("vectors-"))
+        for run in (a, b)
+    ]
+    assert vectors[0] == vectors[1]
+
+
+def test_two_workers_give_what_one_process_gives(one_process: Run, on_ray: tuple[Run, dict[str, str]]) -> None:
+    assert_equal_results(one_process, on_ray[0])
+
+
+def test_one_worker_gives_what_one_process_gives(
+    one_process: Run, cluster: LocalRay, images: Path, tmp_path: Path
+) -> None:
+    run = open_in(tmp_path, images, "train.workers=1", "embed.actors=1")
+    for stage in run.spec.stages:
+        work(cluster, stage, run.uri)
+    assert_equal_results(one_process, run)
+
+
+def test_training_had_two_ranks_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
+    log = on_ray[1]["train"]
+    nodes = {line.split("on node ")[1][:8] for line in log.splitlines() if "on node " in line}
+    assert "rank 0 of 2" in log and "rank 1 of 2" in log and len(nodes) == 2, log[-3000:]
+
+
+def test_embedding_had_two_actors_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
+    assert "by 2 actors on 2 nodes" in on_ray[1]["embed"], on_ray[1]["embed"][-3000:]
+
+
+def test_the_last_lines_say_how_it_went(on_ray: tuple[Run, dict[str, str]]) -> None:
+    line = next(line for line in on_ray[1]["publish"].splitlines() if line.startswith("RAY_JOB_RESULT "))
+    result = json.loads(line.removeprefix("RAY_JOB_RESULT "))
+    assert result["version"] == 1 and result["report"].endswith("report/index.html")
+
+
+def test_a_sealed_stage_is_not_done_again(cluster: LocalRay, on_ray: tuple[Run, dict[str, str]]) -> None:
+    before = on_ray[0].artifact("embed")
+    assert "complete already" in work(cluster, "embed", on_ray[0].uri)
+    assert on_ray[0].artifact("embed") == before
+
+
+def test_bad_input_is_said_to_be_beyond_retrying(cluster: LocalRay, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = open_in(tmp_path / "store", tmp_path / "empty")
+    log = work(cluster, "catalog", run.uri, expect=2)
+    line = next(line for line in log.splitlines() if line.startswith("RAY_JOB_FAILURE "))
+    assert json.loads(line.removeprefix("RAY_JOB_FAILURE "))["retryable"] is False
+    assert "Traceback" not in log
+
+
+def test_one_class_fails_in_one_line_from_inside_the_ranks(cluster: LocalRay, tmp_path: Path) -> None:
+    make_labelled(tmp_path / "images", each=4)
+    run = open_in(tmp_path / "store", tmp_path / "images" / "across")
+    work(cluster, "catalog", run.uri)
+    log = work(cluster, "train", run.uri, expect=2)
+    line = next(line for line in log.splitlines() if line.startswith("RAY_JOB_FAILURE "))
+    assert "at least two classes" in json.loads(line.removeprefix("RAY_JOB_FAILURE "))["message"]
