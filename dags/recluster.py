@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param, chain
 from airflow.timetables.trigger import CronTriggerTimetable
-from atlas_flow import DEFAULTS, archives, open_run, stage_task
 
+from atlas_flow import DEFAULTS, archives, open_run, stage_task
 from damage_atlas.contracts import STAGES_OF_KIND
 from damage_atlas.spec import ArchiveSpec
 

@@ -7,6 +7,7 @@ Give the archive. The number of iterations may be changed for one run; everythin
 from __future__ import annotations
 
 from airflow.sdk import DAG, Param
+
 from atlas_flow import DEFAULTS, archives, open_run, stage_task
 
 trainable = [archive.archive for archive in archives() if archive.training_images]

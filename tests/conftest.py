@@ -10,7 +10,6 @@ import pytest
 pytest_plugins = ["tests.support.fixtures"]
 
 
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with the real data sets; tests that need it skip without."""

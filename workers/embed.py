@@ -37,7 +37,11 @@ class EmbedActor:
             result = self.embed(VectorPart(part["key"], tuple(part["rows"])))
             results.append(json.dumps({"output": result.output.model_dump(), "failed": result.failed}))
         count = len(results)
-        return {"result": np.array(results), "node": np.array([self.node] * count), "actor": np.array([self.actor] * count)}
+        return {
+            "result": np.array(results),
+            "node": np.array([self.node] * count),
+            "actor": np.array([self.actor] * count),
+        }
 
 
 def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:

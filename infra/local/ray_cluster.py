@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import urllib.error
@@ -129,12 +130,13 @@ class LocalRay:
                                       "--include-dashboard=true", f"--dashboard-host={LOOPBACK}",
                                       f"--ray-client-server-port={client_port}",
                                       f"--temp-dir={self._temp_dir}"])  # fmt: skip
+        # The other nodes need the head's control store only; its dashboard takes much longer.
         for _ in wait_until("Ray's head", self.timeout_s, self.family):
-            if self.alive_nodes() == 1:
+            with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self._gcs_port), timeout=1):
                 break
         for number in range(2, self.nodes + 1):
             self.start_worker(number)
-        for _ in wait_until(f"A Ray cluster of {self.nodes} nodes", self.timeout_s, self.family):
+        for _ in wait_until(f"A Ray cluster of {self.nodes} nodes", self.timeout_s, self.family, poll_s=0.5):
             if self.alive_nodes() >= self.nodes:
                 break
 

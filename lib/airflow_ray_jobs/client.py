@@ -55,7 +55,10 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What Ray says about a job. ``start_time_s`` is seconds since 1970 by Ray's clock, taken at submission."""
+    """What Ray says about a job. ``start_time_s`` is seconds since 1970 by Ray's clock, taken at submission.
+
+    ``message`` is Ray's sentence without the end of the log, which Ray appends to it when a job fails.
+    """
 
     submission_id: str
     status: str
@@ -70,7 +73,7 @@ class JobInfo:
         return cls(
             submission_id=str(fields.get("submission_id") or ""),
             status=str(fields.get("status") or ""),
-            message=str(fields.get("message") or ""),
+            message=str(fields.get("message") or "").partition(", last available logs")[0].strip(),
             start_time_s=None if start_ms is None else float(start_ms) / 1000,
             metadata=fields.get("metadata") or {},
         )

@@ -216,5 +216,5 @@ def _after_stop(info: JobInfo | None) -> str:
     if info is None or info.status in TERMINAL:
         return "It was stopped." if info is None or info.status == "STOPPED" else f"It had ended as {info.status}."
     if info.status == "PENDING":
-        return "It still waits for resources; Ray stops it when it gets them."
+        return "It still waits for resources; Ray stops it as soon as it starts."
     return f"Ray has not stopped it yet (it is {info.status}). Stop it by hand: ray job stop {info.submission_id}"

@@ -83,9 +83,7 @@ def run(
     name = archive or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(images.rstrip("/")).name).strip("-.") or "images"
     settings = _settings(spec, set_, groups, Settings())
     _finish(
-        start_run(
-            Store(store), kind="run", archive=name, images=images, model=name, settings=settings, run_id=run_id
-        ),
+        start_run(Store(store), kind="run", archive=name, images=images, model=name, settings=settings, run_id=run_id),
         as_json,
     )
 
@@ -363,6 +361,3 @@ def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
 def _json(document: Any) -> None:
     # Not through rich: a pipe must get the bytes as they are.
     print(json.dumps(document, indent=1, ensure_ascii=False, default=str))
-
-
-

@@ -37,7 +37,7 @@ def knn_accuracy(
 
 
 def damage_scores(
-    reference_ND: Floats, damaged_N: NDArray[np.bool_], queries_QD: Floats, damaged_Q: NDArray[np.bool_], k: int = 50
+    reference_ND: Floats, damaged_N: NDArray[np.bool_], queries_QD: Floats, k: int = 50
 ) -> NDArray[np.float64]:
     """Share of damaged images among each query's ``k`` nearest reference images, weighted by exp(cosine / 0.1)."""
     near = exact_neighbours(reference_ND, k, queries_QD)

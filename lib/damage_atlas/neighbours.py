@@ -70,6 +70,7 @@ def without_self(neighbours: Neighbours, k: int) -> Neighbours:
 
 def build_index(vectors_ND: Floats, kind: str, dimension: int) -> Any:
     """A FAISS index over the vectors: ``flat`` (exact) or ``hnsw``."""
+    index: Any
     if kind == "flat":
         index = faiss.IndexFlatIP(dimension)
     else:

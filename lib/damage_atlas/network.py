@@ -26,10 +26,12 @@ class DamageNet(nn.Module):
     Args:
         input_size: side of the square input, pixels; each of three poolings halves it, rounding down.
         embedding_size: D.
+        standardize: whether ``prepare`` takes each picture's own brightness and contrast out.
     """
 
-    def __init__(self, input_size: int = 160, embedding_size: int = 16) -> None:
+    def __init__(self, input_size: int = 160, embedding_size: int = 16, standardize: bool = False) -> None:
         super().__init__()
+        self.standardize = standardize
         self.input_size = input_size
         self.embedding_size = embedding_size
         first, second, third, fourth = CHANNELS
@@ -39,6 +41,10 @@ class DamageNet(nn.Module):
         self.conv4 = nn.Conv2d(third, fourth, 3, padding=1)
         self.fc1 = nn.Linear(fourth * (input_size // 8) ** 2, REDUCTION_UNITS)
         self.fc2 = nn.Linear(REDUCTION_UNITS, embedding_size)
+
+    def prepare(self, pixels_BHWC: np.ndarray | Tensor) -> Tensor:
+        """Preprocessed pixels (uint8, B x H x W x 3) as this network's input (float32, B x 3 x H x W)."""
+        return to_input(pixels_BHWC, self.standardize)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Relu4, the feature layer of equation (7): B x 128 x H/8 x W/8."""
@@ -69,13 +75,20 @@ def build_network(kind: str = "table3", **arguments: Any) -> DamageNet:
     return DamageNet(**arguments)
 
 
-def to_input(pixels_BHWC: np.ndarray | Tensor) -> Tensor:
-    """Preprocessed pixels (uint8, B x H x W x 3) as the network's input (float32, B x 3 x H x W, about -2 to 2).
+def to_input(pixels_BHWC: np.ndarray | Tensor, standardize: bool = False) -> Tensor:
+    """Preprocessed pixels (uint8, B x H x W x 3) as a network's input (float32, B x 3 x H x W, about -2 to 2).
 
     The result is channels-last in memory: the pixels are only looked at differently, not moved.
+
+    Args:
+        standardize: give each channel of each picture mean 0 and variance 1, so that exposure and white balance
+            say nothing.
     """
-    tensor = torch.as_tensor(pixels_BHWC)
-    return tensor.permute(0, 3, 1, 2).float().sub_(_PIXEL_MEAN).div_(_PIXEL_SPREAD)
+    images = torch.as_tensor(pixels_BHWC).permute(0, 3, 1, 2).float()
+    if standardize:
+        variance, mean = torch.var_mean(images, dim=(2, 3), keepdim=True)
+        return images.sub_(mean).div_(variance.sqrt().add_(1.0))
+    return images.sub_(_PIXEL_MEAN).div_(_PIXEL_SPREAD)
 
 
 def has_fast_bf16() -> bool:
@@ -110,7 +123,7 @@ def embed_pixels(
         batch = pixels_BHWC[start : start + batch_size]
         padded = np.zeros((batch_size, *pixels_BHWC.shape[1:]), np.uint8)
         padded[: len(batch)] = batch
-        images = to_input(torch.from_numpy(padded).to(device))
+        images = network.prepare(torch.from_numpy(padded).to(device))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             out = network(images)
         vectors[start : start + len(batch)] = out[: len(batch)].cpu().numpy()

@@ -69,7 +69,6 @@ class Progress:
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = self.done / elapsed
         left = (self.total - self.done) / rate if rate else float("inf")
-        return (
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad, {rate:,.1f}/s, "
-            + (f"{left:,.0f} s left" if self.done < self.total else f"took {elapsed:,.1f} s")
+        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad, {rate:,.1f}/s, " + (
+            f"{left:,.0f} s left" if self.done < self.total else f"took {elapsed:,.1f} s"
         )

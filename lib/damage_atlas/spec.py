@@ -47,6 +47,7 @@ class TrainSpec(Document):
     temperature: float = Field(0.3, gt=0)  # tau: divides cosine similarities
     positive_weight: float = Field(0.15, gt=0, lt=1)  # nu
     instance_weight: float = Field(0.0, ge=0)  # NT-Xent between two views of an image: keeps finer forms apart
+    instance_images: int = Field(64, ge=1)  # how many of a batch are shown a second time for it
     iterations: int = Field(2000, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
@@ -57,6 +58,7 @@ class TrainSpec(Document):
     brightness: float = Field(0.2, ge=0)  # not the paper's: spread of exposure between cameras
     input_size: int = Field(160, ge=32)
     embedding_size: int = Field(16, ge=2)
+    standardize: bool = False  # take each picture's own brightness and contrast out; not the paper's
     precision: Literal["auto", "bf16", "float32"] = "auto"
     seed: int = 0
     # A global batch is cut into this many shards whose gradients are added in order; workers take whole shards,
@@ -71,6 +73,11 @@ class TrainSpec(Document):
     def _shards_fit(self) -> TrainSpec:
         if self.batch_size % self.shards:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of shards ({self.shards})")
+        if self.instance_weight and (self.instance_images % self.shards or self.instance_images > self.batch_size):
+            raise ValueError(
+                f"instance_images ({self.instance_images}) must be a multiple of shards ({self.shards}) and at most "
+                f"batch_size ({self.batch_size})"
+            )
         if self.shards % self.workers:
             raise ValueError(f"shards ({self.shards}) must be a multiple of workers ({self.workers})")
         return self

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -124,3 +126,9 @@ def test_address_of_a_connection(fields: dict[str, object], url: str) -> None:
     address = address_of(Connection(conn_id="ray_default", conn_type="ray", password="t0ken", **fields))  # type: ignore[arg-type]
     assert address.url == url
     assert "t0ken" not in repr(address)
+
+
+def test_the_package_loads_neither_ray_nor_torch() -> None:
+    check = "import sys, airflow_ray_jobs; print({'ray', 'torch', 'damage_atlas'} & set(sys.modules) or 'thin')"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split()[-1] == "thin"

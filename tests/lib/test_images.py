@@ -31,9 +31,7 @@ ANY_SIZE = Limits()
 def gradient() -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A picture without symmetry, so that a wrong turn shows."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    return np.stack([x * 255 // (WIDTH - 1), y * 255 // (HEIGHT - 1), np.full_like(x, 40)], axis=-1).astype(
-        np.uint8
-    )
+    return np.stack([x * 255 // (WIDTH - 1), y * 255 // (HEIGHT - 1), np.full_like(x, 40)], axis=-1).astype(np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -249,12 +247,7 @@ def png(width: int, height: int, rows: bytes, depth: int = 8) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def webp_header(width: int, height: int) -> bytes:
@@ -298,12 +291,8 @@ def test_the_limits_are_the_callers() -> None:
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=12),
     st.floats(0.2, 1),
 )
-def test_damage_never_raises_anything_else(
-    kind: str, hits: list[tuple[float, int]], kept_share: float
-) -> None:
-    data = bytearray(
-        picture(kind, exif=camera_exif().tobytes()) if kind not in ("BMP", "GIF") else picture(kind)
-    )
+def test_damage_never_raises_anything_else(kind: str, hits: list[tuple[float, int]], kept_share: float) -> None:
+    data = bytearray(picture(kind, exif=camera_exif().tobytes()) if kind not in ("BMP", "GIF") else picture(kind))
     for where, value in hits:
         data[int(where * (len(data) - 1))] = value
     damaged = bytes(data[: int(len(data) * kept_share)])

@@ -48,9 +48,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         )
     groups, side_car = _side_car_groups(images, settings, [listed.file for listed in listing.files])
 
-    checked = _check(
-        listing, CheckFiles(images.root, Limits(settings.min_side, settings.max_pixels)), map_parts
-    )
+    checked = _check(listing, CheckFiles(images.root, Limits(settings.min_side, settings.max_pixels)), map_parts)
     _refuse_too_many_bad(checked, settings)
 
     rows = make_rows(checked, groups, settings, lambda file: file_uri(images, file))
@@ -98,9 +96,7 @@ def _store_below(images: Store, store: Store) -> str | None:
     else:
         inner, outer = store.root, images.root
     if inner == outer:
-        raise InputError(
-            f"images and store are the same place, {images.root}. Give the store a folder of its own."
-        )
+        raise InputError(f"images and store are the same place, {images.root}. Give the store a folder of its own.")
     return inner.removeprefix(f"{outer}/") if inner.startswith(f"{outer}/") else None
 
 
@@ -108,9 +104,7 @@ def _choose_deliveries(listing: Listing, settings: CatalogSpec, last: str | None
     """Drop the files of deliveries after ``last``, and return the deliveries that stay, in order."""
     if settings.deliveries == "none":
         if last is not None:
-            raise InputError(
-                f"delivery {last}: catalog.deliveries is none. Set it to folder to list by delivery."
-            )
+            raise InputError(f"delivery {last}: catalog.deliveries is none. Set it to folder to list by delivery.")
         return []
     known = sorted({place.delivery for f in listing.files if (place := place_of(f.file, settings)).delivery})
     if last is None:
@@ -143,9 +137,7 @@ def _side_car_groups(
             f"catalog.groups: {store.uri(key)} is not there. Give an address, or a path relative to images."
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"catalog.groups: {store.uri(key)} is not UTF-8. Save it as CSV in UTF-8."
-        ) from error
+        raise InputError(f"catalog.groups: {store.uri(key)} is not UTF-8. Save it as CSV in UTF-8.") from error
     matched, left_over = parse_side_car(text, settings.groups).match(files)
     facts = {"named": len(matched), "not_named": len(files) - len(matched), "without_file": _named(left_over)}
     return matched, facts
@@ -198,10 +190,7 @@ def _split(rows: list[Row], conflicts: dict[str, list[str]], settings: CatalogSp
         return [f"nothing is held out: {len(usable)} images in {len(set(groups))} group(s) cannot be split"]
     labels = {label for row in usable for label in row["labels"]}
     tested = {label for row in usable if row["split"] == "test" for label in row["labels"]}
-    return [
-        f"nothing is held out of {name}: too few images, or all in one group"
-        for name in sorted(labels - tested)
-    ]
+    return [f"nothing is held out of {name}: too few images, or all in one group" for name in sorted(labels - tested)]
 
 
 def _since_previous(run: Run, checked: list[CheckedFile]) -> dict[str, Any] | None:

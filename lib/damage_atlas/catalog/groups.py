@@ -69,14 +69,10 @@ def parse_side_car(text: str, where: str) -> SideCar:
             if not row:
                 continue
             if len(row) <= max(at_file, at_group):
-                raise InputError(
-                    f"{where}, line {rows.line_num}: {len(row)} columns instead of {len(header)}."
-                )
+                raise InputError(f"{where}, line {rows.line_num}: {len(row)} columns instead of {len(header)}.")
             file, group = row[at_file].removeprefix("./"), row[at_group].strip()
             if group and groups.setdefault(file, group) != group:
-                raise InputError(
-                    f"{where}, line {rows.line_num}: {file!r} is in two groups. Keep one of them."
-                )
+                raise InputError(f"{where}, line {rows.line_num}: {file!r} is in two groups. Keep one of them.")
     except csv.Error as error:
         raise InputError(f"{where}, line {rows.line_num}: not a CSV file ({error}).") from error
     return SideCar(where, groups)

@@ -40,8 +40,7 @@ def assign_splits(groups: Sequence[str], classes: Sequence[str], test_share: flo
         else:
             # Growth of sum(dealt^2 / wanted), which is least when every class is dealt by the shares.
             growth = {
-                side: sum(n * (2 * dealt[side][name] + n) / totals[name] ** 2 for name, n in rows.items())
-                / share
+                side: sum(n * (2 * dealt[side][name] + n) / totals[name] ** 2 for name, n in rows.items()) / share
                 for side, share in shares.items()
             }
             side = "test" if growth["test"] < growth["train"] else "train"

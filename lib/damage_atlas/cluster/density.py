@@ -30,7 +30,9 @@ def find_clusters(positions_N2: Floats, eps: float, min_neighbours: int) -> Foun
     labels = result.labels_.astype(np.int64)
     is_core = np.zeros(len(labels), bool)
     is_core[result.core_sample_indices_] = True
-    roles = ["noise" if label < 0 else "core" if core else "border" for label, core in zip(labels, is_core, strict=True)]
+    roles = [
+        "noise" if label < 0 else "core" if core else "border" for label, core in zip(labels, is_core, strict=True)
+    ]
     names, sizes = np.unique(labels[labels >= 0], return_counts=True)
     rank = np.full(len(names) + 1, -1, np.int64)
     rank[names[np.lexsort((names, -sizes))]] = np.arange(len(names))

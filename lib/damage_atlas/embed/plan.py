@@ -56,7 +56,9 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
     found = [item.key for item in run.store.list(folder)]
     wanted = set(needed)
     reused = [key for key in found if not wanted.isdisjoint(_ids_of(run.store, key))]
-    stored = stage.plan({"model": f"{card.model}@{card.version}", "rows_per_part": spec.rows_per_part, "reused": reused})
+    stored = stage.plan(
+        {"model": f"{card.model}@{card.version}", "rows_per_part": spec.rows_per_part, "reused": reused}
+    )
     known: set[str] = set()
     for key in stored["reused"]:
         known |= _ids_of(run.store, key)

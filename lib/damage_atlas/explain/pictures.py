@@ -15,7 +15,7 @@ from PIL import Image
 from damage_atlas.contracts import Output
 from damage_atlas.explain.gradcam import deletion_scores, explain_batch
 from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, encode_jpeg, preprocess
-from damage_atlas.network import load_network, to_input
+from damage_atlas.network import load_network
 from damage_atlas.store import Run, load_model_card
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import read_output
@@ -92,7 +92,7 @@ class ExplainPart:
         padded = np.zeros((_BATCH, size, size, 3), np.uint8)
         for i, (_, picture) in enumerate(read):
             padded[i] = preprocess(picture, size)
-        images = to_input(padded)
+        images = self.network.prepare(padded)
         maps = explain_batch(self.network, images, self.spec.method)
         scores = deletion_scores(self.network, images, maps)
         for i, (job, picture) in enumerate(read):

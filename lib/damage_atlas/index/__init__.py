@@ -41,6 +41,4 @@ def build_index(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         "recall_sample": len(sample),
     }
     stage.write_json("recall.json", facts)
-    return stage.seal(
-        inputs=("catalog", "embed"), counts={"in": len(ids), "out": len(ids), "failed": 0}, facts=facts
-    )
+    return stage.seal(inputs=("catalog", "embed"), counts={"in": len(ids), "out": len(ids), "failed": 0}, facts=facts)

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
 
 _CONFLICT_RETRIES = 5
+
+Names: TypeAlias = list[str]  # inside the classes below, `list` is a method
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Store:
         """All objects whose key starts with ``prefix/`` (or all), in the order of keys."""
         yield from self._backend.list(_checked(prefix.strip("/")) if prefix.strip("/") else "")
 
-    def list_folders(self, prefix: str) -> list[str]:
+    def list_folders(self, prefix: str) -> Names:
         """Names one level below ``prefix`` that hold objects, sorted."""
         return self._backend.list_folders(_checked(prefix.strip("/")))
 
@@ -146,7 +148,7 @@ class _Backend(Protocol):
     def exists(self, key: str) -> bool: ...
     def create(self, key: str, data: bytes) -> None: ...
     def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
-    def list_folders(self, prefix: str) -> list[str]: ...
+    def list_folders(self, prefix: str) -> Names: ...
     def delete(self, key: str) -> None: ...
     def arrow_filesystem(self) -> tuple[Any, str]: ...
 
@@ -198,7 +200,7 @@ class _FolderBackend:
         for path in sorted(p for p in base.rglob("*") if not p.name.startswith(".part-") and p.is_file()):
             yield ObjectInfo(path.relative_to(self.folder).as_posix(), path.stat().st_size)
 
-    def list_folders(self, prefix: str) -> list[str]:
+    def list_folders(self, prefix: str) -> Names:
         base = self.folder / prefix
         return sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
 
@@ -220,7 +222,7 @@ class _S3Backend:
         self.bucket = bucket
         self.prefix = prefix
         # A session of its own: the default one keeps the first credentials it saw, and is not safe across threads.
-        self._client = boto3.session.Session().client(
+        self._client: Any = boto3.session.Session().client(
             "s3",
             config=Config(
                 retries={"mode": "standard", "max_attempts": 8},
@@ -286,7 +288,7 @@ class _S3Backend:
             for item in page.get("Contents", []):
                 yield ObjectInfo(item["Key"][len(self.prefix) + 1 if self.prefix else 0 :], item["Size"])
 
-    def list_folders(self, prefix: str) -> list[str]:
+    def list_folders(self, prefix: str) -> Names:
         start = self._path(prefix) + "/"
         return sorted(
             item["Prefix"][len(start) :].rstrip("/")

@@ -241,9 +241,7 @@ class Stage:
         """Make an object that was written elsewhere (by a worker, or shared by runs) an output of this stage."""
         self._outputs[name] = output
 
-    def seal(
-        self, inputs: tuple[str, ...], counts: dict[str, int], facts: dict[str, Any] | None = None
-    ) -> Artifact:
+    def seal(self, inputs: tuple[str, ...], counts: dict[str, int], facts: dict[str, Any] | None = None) -> Artifact:
         """Write ``artifact.json``. Of several that try, the first wins and all return its artifact.
 
         Args:
@@ -254,7 +252,9 @@ class Stage:
             ContractError: the counts do not add up, or an input is not sealed.
         """
         if counts["in"] != counts["out"] + counts["failed"]:
-            raise ContractError(f"{self.run.uri}: stage {self.name} lost rows ({counts}). Nothing was sealed; rerun it.")
+            raise ContractError(
+                f"{self.run.uri}: stage {self.name} lost rows ({counts}). Nothing was sealed; rerun it."
+            )
         digests = {}
         for stage in inputs:
             self.run.artifact(stage)

@@ -76,7 +76,8 @@ def _open_new(store: Store, spec: RunSpec) -> Run:
 def _unfinished_like(store: Store, wanted: RunSpec) -> Run | None:
     folder = run_key(wanted).rpartition("/")[0]
     last = wanted.stages[-1]
-    for run_id in reversed(store.list_folders(folder)):
+    run_ids: list[str] = store.list_folders(folder)
+    for run_id in reversed(run_ids):
         key = f"{folder}/{run_id}"
         try:
             text = store.read(f"{key}/run.yaml").decode()

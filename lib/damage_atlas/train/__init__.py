@@ -64,7 +64,7 @@ def train_model(
     # The generator is this function's own: nobody else's draws move the first weights.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        network = DamageNet(spec.input_size, spec.embedding_size)
+        network = DamageNet(spec.input_size, spec.embedding_size, spec.standardize)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState(network, make_optimizer(network, spec))
     folder = f"models/{run.spec.model}/{run.spec.run_id}/checkpoints"

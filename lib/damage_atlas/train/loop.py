@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from damage_atlas.network import resolve_precision, to_input
+from damage_atlas.network import DamageNet, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment
 from damage_atlas.train.data import Pixels
@@ -64,7 +64,7 @@ class Alone:
 class TrainingState:
     """All that a training run carries from one iteration to the next."""
 
-    network: nn.Module
+    network: DamageNet
     optimizer: torch.optim.Optimizer
     iteration: int = 0
     seconds: float = 0.0
@@ -109,14 +109,17 @@ class Trainer:
         each = spec.shards // exchange.workers
         self.shards = range(exchange.rank * each, (exchange.rank + 1) * each)
         self.shard_size = spec.batch_size // spec.shards
-        self.views = 2 if spec.instance_weight else 1
+        # Of each shard, the first so many pictures are shown twice, changed differently each time.
+        self.second_views = spec.instance_images // spec.shards if spec.instance_weight else 0
 
     def run(self, until: int, on_iteration: Callable[[TrainingState], None]) -> None:
         """Run iterations up to ``until``; the next batch is decoded and augmented while one is computed."""
         lanes = len(self.shards) if self.device.type == "cpu" else 1
         with (
             _fixed_threads(self.spec.threads_per_shard),
-            ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(self.spec.threads_per_shard,)) as pool,
+            ThreadPoolExecutor(
+                lanes, initializer=torch.set_num_threads, initargs=(self.spec.threads_per_shard,)
+            ) as pool,
             ThreadPoolExecutor(1) as loader,
         ):
             upcoming: Future[list[Tensor]] | None = None
@@ -138,7 +141,7 @@ class Trainer:
             pictures = self.pixels[self.rows[batch[first : first + self.shard_size]]]
             views = [
                 augment(
-                    pictures,
+                    shown,
                     seed=self.spec.seed,
                     iteration=iteration,
                     first_position=first,
@@ -147,13 +150,13 @@ class Trainer:
                     flips=self.spec.flips,
                     brightness=self.spec.brightness,
                 )
-                for view in range(self.views)
+                for view, shown in enumerate((pictures, pictures[: self.second_views]))
             ]
             inputs.append(torch.from_numpy(np.concatenate(views)))
         return inputs
 
     def _forward(self, pixels: Tensor) -> Tensor:
-        images = to_input(pixels.to(self.device, non_blocking=True))
+        images = self.state.network.prepare(pixels.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             embeddings: Tensor = self.state.network(images)
         return embeddings
@@ -166,12 +169,14 @@ class Trainer:
         gathered = self.exchange.gather(torch.cat([e.detach() for e in embeddings])).requires_grad_()
         batch = self.batches[state.iteration]
         labels = torch.as_tensor(self.codes[batch], device=self.device)
-        first, second = self._views(gathered)
+        shards = gathered.view(spec.shards, self.shard_size + self.second_views, -1)
+        first = shards[:, : self.shard_size].flatten(0, 1)
         loss = self.criterion(first, labels)
-        if second is not None:
-            loss = loss + spec.instance_weight * instance_loss(first, second, spec.temperature)
+        if self.second_views:
+            twice, second = shards[:, : self.second_views].flatten(0, 1), shards[:, self.shard_size :].flatten(0, 1)
+            loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature)
         (gradient,) = torch.autograd.grad(loss, gathered)
-        rows_each = self.shard_size * self.views
+        rows_each = self.shard_size + self.second_views
         own = gradient[self.shards.start * rows_each : self.shards.stop * rows_each].split(rows_each)
         gradients = list(pool.map(self._backward, embeddings, own))
         total = self.exchange.add(_pairwise_sum(gradients))
@@ -182,18 +187,12 @@ class Trainer:
         positive, negative = _mean_cosines(first.detach(), labels)
         return {
             "iteration": state.iteration,
-            "images_seen": state.iteration * spec.batch_size * self.views,
+            "images_seen": state.iteration * (spec.batch_size + self.second_views * spec.shards),
             "loss": float(loss.detach()),
             "positive_cosine": positive,
             "negative_cosine": negative,
             "knn_accuracy": None,
         }
-
-    def _views(self, gathered: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.views == 1:
-            return gathered, None
-        by_view = gathered.view(self.spec.shards, 2, self.shard_size, -1)
-        return by_view[:, 0].flatten(0, 1), by_view[:, 1].flatten(0, 1)
 
     def _backward(self, embeddings: Tensor, gradient: Tensor) -> Tensor:
         # grad(), not backward(): shards on threads must not add into the same .grad in an order of their own.

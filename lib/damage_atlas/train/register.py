@@ -53,7 +53,12 @@ def register_model(
     card = ModelCard(
         model=run.spec.model,
         version=run.spec.run_id,
-        network={"kind": "table3", "input_size": spec.input_size, "embedding_size": spec.embedding_size},
+        network={
+            "kind": "table3",
+            "input_size": spec.input_size,
+            "embedding_size": spec.embedding_size,
+            "standardize": spec.standardize,
+        },
         preprocessing={"size": spec.input_size},
         classes=images.classes,
         parameters=sum(p.numel() for p in state.network.parameters()),
@@ -87,9 +92,9 @@ def register_model(
             "iterations": state.iteration,
             "images_seen": int(state.history[-1]["images_seen"]) if state.history else 0,
             "precision": str(dtype).removeprefix("torch."),
-            "images_per_second": round(
-                state.history[-1]["images_seen"] / max(state.seconds, 1e-9), 1
-            ) if state.history else 0.0,  # fmt: skip
+            "images_per_second": round(state.history[-1]["images_seen"] / max(state.seconds, 1e-9), 1)
+            if state.history
+            else 0.0,  # fmt: skip
             "final_loss": float(np.mean([row["loss"] for row in state.history[-20:]])),
             "scores": scores,
         },

@@ -26,7 +26,7 @@ class BalancedBatches:
         """Rows of the batch at ``iteration``, class by class in turn (so that each shard is balanced as well)."""
         n_classes = len(self.members)
         # With more classes than places, the classes take turns.
-        turns = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
+        turns = range(iteration * self.batch_size, (iteration + 1) * self.batch_size)
         return np.array([self._member(turn % n_classes, turn // n_classes) for turn in turns])
 
     def _member(self, code: int, draw: int) -> int:

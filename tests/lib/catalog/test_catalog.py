@@ -192,9 +192,7 @@ def test_all_images_identical(archive: Archive) -> None:
 
 
 def test_equal_bytes_under_two_labels_are_kept_and_reported(archive: Archive) -> None:
-    put(
-        archive.images, {f"{name}/{i}.jpg": jpeg(i * 10 + k) for k, name in enumerate("ab") for i in range(4)}
-    )
+    put(archive.images, {f"{name}/{i}.jpg": jpeg(i * 10 + k) for k, name in enumerate("ab") for i in range(4)})
     put(
         archive.images,
         {"a/same.jpg": jpeg(99), "b/same.jpg": jpeg(99), "a+b/same.jpg": jpeg(99), "a/twin.jpg": jpeg(0)},
@@ -204,9 +202,7 @@ def test_equal_bytes_under_two_labels_are_kept_and_reported(archive: Archive) ->
     conflict = ["a+b/same.jpg", "a/same.jpg", "b/same.jpg"]
     assert [(files[name]["status"], files[name]["split"]) for name in conflict] == [("ok", None)] * 3
     assert facts["label_conflicts"] == {"count": 3, "names": conflict}
-    assert (
-        files["a/twin.jpg"]["status"] == "duplicate"
-    )  # the same bytes under the same label are no contradiction
+    assert files["a/twin.jpg"]["status"] == "duplicate"  # the same bytes under the same label are no contradiction
 
 
 def test_equal_bytes_of_two_assets_are_two_observations(archive: Archive) -> None:
@@ -265,9 +261,7 @@ def test_large_photos_are_cut_into_tiles(archive: Archive) -> None:
     rows, facts = archive.build(tile_above=100, tile_size=64, tile_overlap=8)
     tiles = [row for row in rows if row["file"] == "a/large.jpg"]
     assert [(t["tile_x"], t["tile_y"]) for t in tiles] == [(x, y) for y in (0, 36) for x in (0, 56, 66)]
-    assert {(t["tile_width"], t["tile_height"], t["width"], t["height"]) for t in tiles} == {
-        (64, 64, 130, 100)
-    }
+    assert {(t["tile_width"], t["tile_height"], t["width"], t["height"]) for t in tiles} == {(64, 64, 130, 100)}
     digest = hashlib.sha256(jpeg(1, 130, 100)).hexdigest()
     assert tiles[1]["image_id"] == f"{digest}-56-0-64-64"
     assert len({t["group"] for t in tiles}) == len({t["split"] for t in tiles}) == 1
@@ -308,8 +302,7 @@ def test_side_car_groups(archive: Archive) -> None:
         "without_file": {"count": 1, "names": ["gone.jpg"]},
     }
     elsewhere = (
-        put(archive.images.parent, {"lists/g.csv": (archive.images / "groups.csv").read_bytes()})
-        / "lists/g.csv"
+        put(archive.images.parent, {"lists/g.csv": (archive.images / "groups.csv").read_bytes()}) / "lists/g.csv"
     )
     assert archive.build(groups=str(elsewhere))[0] == rows
     assert archive.build(groups=elsewhere.as_uri())[0] == rows
@@ -340,9 +333,7 @@ def test_every_bad_file_is_a_row_with_its_reason(archive: Archive) -> None:
     put(archive.images, {f"a/{i}.jpg": jpeg(i) for i in range(10, 20)})
     rows, facts = archive.build(max_pixels=40_000)
     files = by_file(rows)
-    assert {name: files[name]["reason"] for name in bad} == {
-        name: reason for name, (_, reason) in bad.items()
-    }
+    assert {name: files[name]["reason"] for name in bad} == {name: reason for name, (_, reason) in bad.items()}
     for name, (data, _) in bad.items():
         assert files[name]["sha256"] == hashlib.sha256(data).hexdigest()
         assert files[name]["detail"]
@@ -520,9 +511,7 @@ def test_what_changed_since_the_previous_version(archive: Archive) -> None:
 
     put(archive.images, {f"d1/{name}.jpg": jpeg(i) for i, name in enumerate("abc")})
     settings = Settings(catalog=CatalogSpec(labels="none", deliveries="folder"))
-    spec = RunSpec(
-        run_id="r1", kind="recluster", archive="x", model="m", images=str(archive.images), settings=settings
-    )
+    spec = RunSpec(run_id="r1", kind="recluster", archive="x", model="m", images=str(archive.images), settings=settings)
     first = open_run(archive.store, spec)
     assert build_catalog(first).facts["since_previous"] is None
     publish_version(
@@ -549,9 +538,7 @@ def test_what_changed_since_the_previous_version(archive: Archive) -> None:
 
 
 def test_a_bucket_gives_the_rows_of_a_folder(archive: Archive, s3_bucket: str) -> None:
-    files = {f"a/{i}.jpg": jpeg(i) for i in range(3)} | {
-        name: jpeg(60 + i) for i, name in enumerate(STRANGE[:7])
-    }
+    files = {f"a/{i}.jpg": jpeg(i) for i in range(3)} | {name: jpeg(60 + i) for i, name in enumerate(STRANGE[:7])}
     files |= {"b/bad.jpg": b"text", "b/empty.jpg": b"", "groups.csv": b"file,group\na/0.jpg,g\na/1.jpg,g\n"}
     put(archive.images, files)
     root = f"s3://{s3_bucket}/inspections"

@@ -12,9 +12,7 @@ from damage_atlas.images import Tile
 
 @settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.data())
-def test_tiles_cover_the_photo_and_nothing_else(
-    width: int, height: int, size: int, data: st.DataObject
-) -> None:
+def test_tiles_cover_the_photo_and_nothing_else(width: int, height: int, size: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, size // 2))
     tiles = plan_tiles(width, height, size, overlap)
     seen = np.zeros((height, width), bool)

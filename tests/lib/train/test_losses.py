@@ -18,7 +18,9 @@ def slow_loss(embeddings: list[list[float]], labels: list[int], tau: float, nu: 
     classes = len(set(labels))
     losses = []
     for i, anchor in enumerate(embeddings):
-        near = [math.exp(cosine(anchor, e) / tau) for j, e in enumerate(embeddings) if j != i and labels[j] == labels[i]]
+        near = [
+            math.exp(cosine(anchor, e) / tau) for j, e in enumerate(embeddings) if j != i and labels[j] == labels[i]
+        ]
         far = [math.exp(cosine(anchor, e) / tau) for j, e in enumerate(embeddings) if labels[j] != labels[i]]
         if not near or not far:
             continue
