@@ -31,6 +31,7 @@ class EmbedActor:
         self.actor = ray.get_runtime_context().get_actor_id()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Embed the parts of a block."""
         results = []
         for text in batch["part"]:
             part = json.loads(text)

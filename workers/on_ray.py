@@ -24,7 +24,7 @@ def connect() -> None:
 
 
 def map_on_ray(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
-    """Map ``function`` over ``parts`` as Ray tasks; results in the order of parts. A task lost with its node is redone."""
+    """Map ``function`` over ``parts`` as Ray tasks, results in order; a task that is lost with its node is redone."""
     connect()
     shared = ray.put(function)
     window = max(int(ray.cluster_resources().get("CPU", 1)) * _AHEAD, 1)

@@ -14,7 +14,7 @@ Strings = NDArray[np.str_]
 
 
 def knn_predict(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, k: int = 10) -> Strings:
-    """Labels by majority of the ``k`` nearest reference vectors; ties go to the label with the larger similarity sum."""
+    """Labels by majority of the ``k`` nearest reference vectors; ties go to the larger sum of similarities."""
     labels = np.asarray(labels_N, dtype=str)
     if len(labels) == 0 or len(queries_QD) == 0:
         return np.full(len(queries_QD), "", dtype=labels.dtype if len(labels) else "<U1")
@@ -37,12 +37,14 @@ def knn_accuracy(
 
 
 def damage_scores(
-    reference_ND: Floats, damaged_N: NDArray[np.bool_], queries_QD: Floats, k: int = 50
+    reference_ND: Floats, damaged_N: NDArray[np.bool_], queries_QD: Floats, k: int = 10
 ) -> NDArray[np.float64]:
-    """Share of damaged images among each query's ``k`` nearest reference images, weighted by exp(cosine / 0.1)."""
-    near = exact_neighbours(reference_ND, k, queries_QD)
-    weights = np.exp((near.similarities_NK.astype(np.float64) - 1) / 0.1)
-    return np.asarray((weights * damaged_N[near.ids_NK]).sum(axis=1) / weights.sum(axis=1))
+    """Mean cosine to the ``k`` nearest damaged reference images less that to the ``k`` nearest sound ones.
+
+    A difference of means, not a share of votes: shares tie at 0 and 1, where a threshold cannot part them.
+    """
+    near = [exact_neighbours(reference_ND[rows], k, queries_QD).similarities_NK for rows in (damaged_N, ~damaged_N)]
+    return np.asarray(near[0].mean(axis=1, dtype=np.float64) - near[1].mean(axis=1, dtype=np.float64))
 
 
 def recall_at_specificity(damaged: NDArray[np.bool_], scores: NDArray[np.float64], specificity: float = 0.95) -> float:

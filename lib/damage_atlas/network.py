@@ -100,7 +100,7 @@ def has_fast_bf16() -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of ``auto``, ``bf16`` or ``float32`` on ``device``; ``auto`` is bf16 where the machine gains from it."""
+    """The dtype of ``precision`` on ``device``; ``auto`` is bf16 where the machine gains from it."""
     if precision == "bf16":
         return torch.bfloat16
     if precision == "float32":

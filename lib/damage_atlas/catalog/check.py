@@ -39,6 +39,7 @@ class CheckFiles:
         return Store(self.images_root)
 
     def __call__(self, files: Sequence[ListedFile]) -> list[CheckedFile]:
+        """Check one part of the files."""
         return [self._check(file) for file in files]
 
     def _check(self, listed: ListedFile) -> CheckedFile:

@@ -1,4 +1,4 @@
-"""The embedding plan: which vectors are there, and how the rest is cut into parts. Stored, so that a rerun keeps to it."""
+"""The embedding plan: which vectors are there, how the rest is cut into parts; stored, so that a rerun keeps to it."""
 
 from __future__ import annotations
 

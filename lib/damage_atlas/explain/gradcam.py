@@ -1,4 +1,6 @@
-"""Grad-CAM for metric learning in closed form (equations 6 to 8). B images, M feature maps, K units of FC1, H x W places.
+"""Grad-CAM for metric learning in closed form (equations 6 to 8).
+
+Axes: B images, M feature maps, K units of FC1, H x W places.
 
 The score is y = sum over k of U_k^2 with U the output of FC1. FC1 is linear on the flattened feature layer A, with
 weights W[k, m, x, y], so dy/dA[m, x, y] = 2 * sum over k of U_k W[k, m, x, y], and the importance of equation (7) is

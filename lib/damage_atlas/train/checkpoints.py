@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import torch
 from safetensors.torch import load, save
@@ -25,10 +26,9 @@ def save_checkpoint(store: Store, folder: str, state: TrainingState) -> None:
         tensors |= {f"optimizer.{index}.{name}": tensor.contiguous() for name, tensor in values.items()}
     progress = json.dumps({"iteration": state.iteration, "seconds": state.seconds, "history": state.history})
     tensors["progress"] = torch.frombuffer(bytearray(progress.encode()), dtype=torch.uint8)
-    try:
+    # It may be there: an attempt that was replaced has written the same state.
+    with suppress(ObjectExistsError):
         store.create(f"{folder}/{state.iteration:08d}.safetensors", save(tensors))
-    except ObjectExistsError:
-        pass  # written by an attempt that was replaced: the same state
     for key in _keys(store, folder)[:-_KEPT]:
         store.delete(key)
 
