@@ -40,7 +40,8 @@ def local_stack(
         "DAMAGE_ATLAS_ARCHIVES": str(archives or REPOSITORY / "infra" / "archives"),
         **(env or {}),
     }
-    with LocalRay(root / "ray", nodes=2, env=shared) as ray:
+    # One CPU a node: every further one is a process that Ray starts ahead of work, and a laptop has few cores.
+    with LocalRay(root / "ray", nodes=2, cpus_per_node=1, env=shared) as ray:
         say("Ray is up: a head and a second node")
         plugins = REPOSITORY / "infra" / "airflow" / "plugins"
         with LocalAirflow(

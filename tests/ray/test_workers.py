@@ -43,7 +43,7 @@ TABLES = {
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
     root = Path(__file__).resolve().parents[2]
     env = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "lib")])}
-    with LocalRay(tmp_path_factory.mktemp("ray"), nodes=2, cpus_per_node=2, env=env) as ray:
+    with LocalRay(tmp_path_factory.mktemp("ray"), nodes=2, cpus_per_node=1, env=env) as ray:
         yield ray
 
 
