@@ -7,7 +7,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock demo airflow check test test-lib bench clean
+.PHONY: help setup lock demo airflow check test test-lib bench up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ test: setup ## all tests: library, real Ray, real Airflow, real S3 server, real 
 
 bench: setup ## benchmarks against named peers; each prints a ratio
 	$(BIN)/python -m bench
+
+up: ## the team's stack in containers: PostgreSQL, Airflow, Ray, an S3 server (needs Docker)
+	infra/compose/up.sh
+
+down: ## stop the containers; volumes stay
+	docker compose down || docker-compose down
 
 clean: ## remove var/ (runs, demo archive); .venv stays
 	rm -rf var

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from damage_atlas.query import search
 
 __all__ = ["search"]
+
+# faiss and openTSNE tell at INFO how they were built and called, in every worker's log.
+for _name in ("faiss", "openTSNE"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 def __getattr__(name: str) -> Any:
