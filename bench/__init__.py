@@ -1,1 +1,1 @@
-"""Benchmarks against named peers: `make bench`, or `python -m bench NAME`. Each prints a ratio of medians of one run."""
+"""Benchmarks against named peers: `make bench`, or `python -m bench NAME`. Each prints a ratio of medians."""

@@ -59,7 +59,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         cluster_ids=[matching.ids.get(label) for label in found.labels_N.tolist()],
         roles=found.roles,
         confidence_N=_confidence(near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS], found.labels_N),
-        novelty_N=np.zeros(0, np.float32) if nearest_training is None else 1 - nearest_training,
+        novelty_N=np.zeros(0, np.float32) if nearest_training is None else np.maximum(1 - nearest_training, 0),
         predicted=knn_predict(reference_vectors, reference["label"].to_pylist(), vectors, _LABEL_NEIGHBOURS).tolist(),
         vectors_ND=vectors,
     )
