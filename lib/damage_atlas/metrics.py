@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,12 @@ from sklearn.metrics import adjusted_rand_score, average_precision_score, normal
 from damage_atlas.neighbours import Floats, exact_neighbours
 
 Strings = NDArray[np.str_]
+
+# Words that, in a class name, say that nothing is wrong. The report states which classes were taken so.
+_UNDAMAGED = re.compile(
+    r"(^|[^a-z])(sound|intact|normal|undamaged|uncracked|healthy|clean|background|none|ok|good|no|non|not)([^a-z]|$)",
+    re.IGNORECASE,
+)
 
 
 def knn_predict(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, k: int = 10) -> Strings:
@@ -68,3 +75,8 @@ def agreement(truth: Sequence[object], found: Sequence[object]) -> dict[str, flo
         "ari": float(adjusted_rand_score(list(map(str, truth)), list(map(str, found)))),
         "nmi": float(normalized_mutual_info_score(list(map(str, truth)), list(map(str, found)))),
     }
+
+
+def is_undamaged(label: str) -> bool:
+    """Whether a class name says that nothing is wrong (``sound``, ``deck_non_crack``, ``normal``)."""
+    return _UNDAMAGED.search(label.replace("_", " ")) is not None

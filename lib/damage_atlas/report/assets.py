@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from damage_atlas.contracts import ASSETS
-
-# Words that, in a class name, say that nothing is wrong. The page states which classes were taken so.
-_UNDAMAGED = re.compile(
-    r"(^|[^a-z])(sound|intact|normal|undamaged|uncracked|healthy|clean|background|none|ok|good|no|non|not)([^a-z]|$)",
-    re.IGNORECASE,
-)
 
 SCORE_RULE = "observations in new clusters + share of observations in damage clusters"
 
@@ -28,11 +21,6 @@ class Sighting:
     asset_id: str
     cluster_id: int | None
     new: bool
-
-
-def is_undamaged(label: str) -> bool:
-    """Whether a class name says that nothing is wrong (``sound``, ``deck_non_crack``, ``normal``)."""
-    return _UNDAMAGED.search(label.replace("_", " ")) is not None
 
 
 def rank_assets(

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from damage_atlas.contracts import QUARANTINE_REASONS, Artifact, Ledger
-from damage_atlas.report.assets import SCORE_RULE, Sighting, is_undamaged, rank_assets
+from damage_atlas.metrics import is_undamaged
+from damage_atlas.report.assets import SCORE_RULE, Sighting, rank_assets
 from damage_atlas.report.changes import Change, describe_changes
 from damage_atlas.report.facts import (
     UNLABELLED,

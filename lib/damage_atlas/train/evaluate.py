@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from damage_atlas.metrics import auprc, damage_scores, knn_accuracy, recall_at_specificity
+from damage_atlas.metrics import auprc, damage_scores, is_undamaged, knn_accuracy, recall_at_specificity
 from damage_atlas.network import DamageNet, embed_pixels, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.data import LabelledImages, Pixels
@@ -15,7 +15,6 @@ Ints = NDArray[np.int64]
 
 _QUICK_IMAGES = 1000  # of each split: what an evaluation in mid-training looks at
 _ROWS_AT_ONCE = 512
-_SOUND_WORDS = ("non_crack", "non-crack", "noncrack", "sound", "normal", "no_damage", "intact", "undamaged")
 
 
 def embed_rows(network: DamageNet, pixels: Pixels, rows: Ints, spec: TrainSpec) -> Floats:
@@ -42,11 +41,6 @@ def quick_knn_accuracy(network: DamageNet, pixels: Pixels, images: LabelledImage
     )
 
 
-def is_sound(label: str) -> bool:
-    """Whether a class name says that there is no damage."""
-    return any(word in label.lower() for word in _SOUND_WORDS)
-
-
 def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, float]:
     """Scores on the held-out split, from all of both splits; without one, an empty dict.
 
@@ -57,7 +51,7 @@ def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, flo
         return {}
     truth = [images.labels[i] for i in test]
     scores = {"knn_accuracy": knn_accuracy(vectors_ND[train], images.training_labels, vectors_ND[test], truth)}
-    damaged = np.array([not is_sound(label) for label in images.labels])
+    damaged = np.array([not is_undamaged(label) for label in images.labels])
     if 0 < damaged[train].sum() < len(train):
         shares = damage_scores(vectors_ND[train], damaged[train], vectors_ND[test])
         scores["damage_recall_at_95_specificity"] = recall_at_specificity(damaged[test], shares)

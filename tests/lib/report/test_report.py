@@ -15,8 +15,9 @@ from PIL import Image
 
 from damage_atlas.contracts import ASSETS
 from damage_atlas.errors import ContractError
+from damage_atlas.metrics import is_undamaged
 from damage_atlas.report import write_report
-from damage_atlas.report.assets import Sighting, assets_table, is_undamaged, rank_assets
+from damage_atlas.report.assets import Sighting, assets_table, rank_assets
 from damage_atlas.report.changes import describe_changes
 from damage_atlas.report.page import visible
 from damage_atlas.report.palette import look
