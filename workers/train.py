@@ -16,7 +16,7 @@ from torch import Tensor
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
-from damage_atlas.train import sealed_training, train_model
+from damage_atlas.train import sealed_training, train_rank
 from workers.job import run_job
 from workers.on_ray import connect
 
@@ -46,7 +46,7 @@ class RankExchange:
         return tensor
 
 
-def train_rank(config: dict[str, Any]) -> None:
+def run_rank(config: dict[str, Any]) -> None:
     """What every rank runs."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("damage_atlas").setLevel(logging.INFO)
@@ -54,7 +54,7 @@ def train_rank(config: dict[str, Any]) -> None:
     logging.getLogger("damage_atlas").info(
         "train: rank %d of %d on node %s", exchange.rank, exchange.workers, ray.get_runtime_context().get_node_id()[:8]
     )
-    train_model(Run.load(config["run_uri"], config["attempt"]), exchange, get_device())
+    train_rank(Run.load(config["run_uri"], config["attempt"]), exchange, get_device())
 
 
 def train_on_ray(run: Run) -> Artifact:
@@ -65,7 +65,7 @@ def train_on_ray(run: Run) -> Artifact:
     filesystem, root = run.store.arrow_filesystem()
     cpus = spec.threads_per_shard * (spec.shards // spec.workers)
     trainer = TorchTrainer(
-        train_rank,
+        run_rank,
         train_loop_config={"run_uri": run.uri, "attempt": run.attempt},
         scaling_config=ScalingConfig(
             num_workers=spec.workers,

@@ -32,30 +32,36 @@ from damage_atlas.train.register import register_model
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["train_model"]
+__all__ = ["sealed_training", "train_model", "train_rank"]
 
 
-def train_model(
-    run: Run,
-    exchange: Exchange | None = None,
-    device: torch.device | str = "cpu",
-    on_iteration: Callable[[TrainingState], None] | None = None,
-) -> Artifact:
-    """Train on the run's catalog and register the model version; goes on from the newest checkpoint.
+def train_model(run: Run, on_iteration: Callable[[TrainingState], None] | None = None) -> Artifact:
+    """Train on the run's catalog in this process and register the model version.
 
-    Called by every worker at once; the first one writes.
-
-    Args:
-        exchange: how the workers talk; a process alone by default.
-        on_iteration: called after each iteration, with the state.
+    Goes on from the newest checkpoint. ``on_iteration`` is called after each iteration, with the state.
 
     Raises:
         InputError: nothing to learn from.
     """
-    exchange = exchange or Alone()
+    train_rank(run, Alone(), on_iteration=on_iteration)
+    return sealed_training(run)
+
+
+def train_rank(
+    run: Run,
+    exchange: Exchange,
+    device: torch.device | str = "cpu",
+    on_iteration: Callable[[TrainingState], None] | None = None,
+) -> None:
+    """What each of several workers does at once; the first one writes checkpoints and registers the model version.
+
+    Args:
+        exchange: how the workers talk.
+        device: where this worker's shards are computed.
+    """
     stage = run.stage("train")
-    if sealed := stage.sealed:
-        return sealed
+    if stage.sealed:
+        return
     spec, catalog_spec = run.spec.settings.train, run.spec.settings.catalog
     images = LabelledImages.from_observations(run.read_table("catalog", "observations.parquet"))
     rows, classes = images.training_rows, images.classes
@@ -95,16 +101,10 @@ def train_model(
 
         trainer.run(spec.iterations, after_iteration)
         if not is_writer:
-            return _none_written(run)
+            return
         network.eval()
         vectors = embed_rows(network, pixels, np.arange(len(images)), spec)
-        return register_model(run, stage, images, vectors, state, trainer.dtype)
-
-
-def _none_written(run: Run) -> Artifact:
-    # Workers other than the first have nothing to return before the first one has sealed; Ray's driver reads it.
-    return Artifact(stage="train", run_id=run.spec.run_id, attempt=run.attempt, inputs={}, outputs={},
-                    code_version="", counts={}, seconds=0.0)  # fmt: skip
+        register_model(run, stage, images, vectors, state, trainer.dtype)
 
 
 def sealed_training(run: Run) -> Artifact:
