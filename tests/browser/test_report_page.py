@@ -66,8 +66,10 @@ def point_at(page: Page, index: int, kind: str = "cluster") -> None:
         }""",
         [index, kind],
     )
+    page.mouse.move(x + 40, y + 40)
     page.mouse.move(x, y)
-    page.wait_for_timeout(60)
+    # A busy machine draws late.
+    page.locator("#tip").wait_for(state="visible", timeout=10_000)
 
 
 @pytest.mark.parametrize("dark", [False, True])
