@@ -21,8 +21,10 @@ setup: .venv/ready ## the environment in .venv, every version locked (about 2 mi
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-lock: ## make requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra ray --extra airflow --extra dev --quiet \
+# What the lock names already stays as it is; delete its lines but torch's to take newer ones.
+lock: ## bring requirements.lock into line with pyproject.toml
+	@grep -v '^torch==' requirements.lock > requirements.lock.new
+	$(BIN)/uv pip compile pyproject.toml -c <(grep '^torch==' requirements.lock) --extra cpu --extra ray --extra airflow --extra dev --quiet \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock.new
 	@{ sed -n '/^#/p' requirements.lock; sed -e 's/+cpu//' -e '/^#/d' requirements.lock.new; } > requirements.lock.tmp
 	@mv requirements.lock.tmp requirements.lock && rm requirements.lock.new
