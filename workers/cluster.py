@@ -9,7 +9,7 @@ from workers.job import run_job
 from workers.on_ray import call_on_ray, connect
 
 
-def cluster_on_ray(run: Run) -> Artifact:
+def work(run: Run) -> Artifact:
     """Run the stage as one Ray task; more CPUs than any node has would wait for ever."""
     connect()
     largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
@@ -18,4 +18,4 @@ def cluster_on_ray(run: Run) -> Artifact:
 
 
 if __name__ == "__main__":
-    run_job("cluster", cluster_on_ray)
+    run_job("cluster", work)

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from damage_atlas.contracts import Output
+from damage_atlas.contracts import Artifact, Output
 from damage_atlas.embed import EmbedPart, PartResult, VectorPart, embed_archive
 from damage_atlas.store import Run
 from workers.job import run_job
@@ -72,5 +72,10 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     logger.info("embed: %d parts by %d actors on %d nodes", len(parts), len(actors), len(nodes))
 
 
+def work(run: Run) -> Artifact:
+    """Run the stage on the cluster."""
+    return embed_archive(run, embed_on_ray)
+
+
 if __name__ == "__main__":
-    run_job("embed", lambda run: embed_archive(run, embed_on_ray))
+    run_job("embed", work)

@@ -1,8 +1,16 @@
 """Report on Ray: hover pictures are made by tasks on all nodes, the page by the job itself."""
 
+from damage_atlas.contracts import Artifact
 from damage_atlas.report import write_report
+from damage_atlas.store import Run
 from workers.job import run_job
 from workers.on_ray import map_on_ray
 
+
+def work(run: Run) -> Artifact:
+    """Run the stage on the cluster."""
+    return write_report(run, map_on_ray)
+
+
 if __name__ == "__main__":
-    run_job("report", lambda run: write_report(run, map_on_ray))
+    run_job("report", work)

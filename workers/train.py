@@ -57,7 +57,7 @@ def run_rank(config: dict[str, Any]) -> None:
     train_rank(Run.load(config["run_uri"], config["attempt"]), exchange, get_device())
 
 
-def train_on_ray(run: Run) -> Artifact:
+def work(run: Run) -> Artifact:
     """Train with as many workers as the spec says; GPUs when the cluster has enough of them."""
     connect()
     spec = run.spec.settings.train
@@ -107,4 +107,4 @@ def _library_error(error: BaseException | None) -> AtlasError | None:
 
 
 if __name__ == "__main__":
-    run_job("train", train_on_ray)
+    run_job("train", work)

@@ -60,9 +60,20 @@ def open_in(store: Path, images: Path, *overrides: str) -> Run:
     )
 
 
-def work(cluster: LocalRay, stage: str, run_uri: str, expect: int = 0) -> str:
+# All stages from one driver: what a job of its own for each adds is tested with two workers.
+ONE_DRIVER = """
+import importlib, sys
+from damage_atlas.store import Run
+
+run = Run.load(sys.argv[1])
+for stage in run.spec.stages:
+    importlib.import_module(f"workers.{stage}").work(run)
+"""
+
+
+def run_python(cluster: LocalRay, *arguments: str, expect: int = 0) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", f"workers.{stage}", run_uri],
+        [sys.executable, *arguments],
         env={**os.environ, **cluster.client_env},
         cwd=Path(__file__).resolve().parents[2],
         stdout=subprocess.PIPE,
@@ -73,6 +84,10 @@ def work(cluster: LocalRay, stage: str, run_uri: str, expect: int = 0) -> str:
     )
     assert result.returncode == expect, result.stdout[-4000:]
     return result.stdout
+
+
+def work(cluster: LocalRay, stage: str, run_uri: str, expect: int = 0) -> str:
+    return run_python(cluster, "-m", f"workers.{stage}", run_uri, expect=expect)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +124,7 @@ def test_one_worker_gives_what_one_process_gives(
     one_process: Run, cluster: LocalRay, images: Path, tmp_path: Path
 ) -> None:
     run = open_in(tmp_path, images, "train.workers=1", "embed.actors=1")
-    for stage in run.spec.stages:
-        work(cluster, stage, run.uri)
+    run_python(cluster, "-c", ONE_DRIVER, run.uri)
     assert_equal_results(one_process, run)
 
 
