@@ -21,6 +21,8 @@ from workers.on_ray import connect
 
 logger = logging.getLogger("workers.embed")
 
+_ACTORS_READY_S = 600  # how long the pool may take to start; without waiting, the first actor takes all parts
+
 
 class EmbedActor:
     """Embeds parts and puts them into the store; rows travel as JSON, vectors do not travel at all."""
@@ -50,7 +52,9 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     if not parts:
         return
     connect()
-    DataContext.get_current().enable_progress_bars = False  # our own line per interval says more
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # our own line per interval says more
+    context.wait_for_min_actors_s = _ACTORS_READY_S
     spec = run.spec.settings.embed
     on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     items = [{"part": json.dumps(asdict(part))} for part in parts]
@@ -58,7 +62,8 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
         EmbedActor,
         batch_size=1,
         fn_constructor_args=(run.uri, "cuda" if on_gpu else "cpu"),
-        compute=ActorPoolStrategy(size=min(spec.actors, len(parts))),
+        # One part at a time: what is queued at one actor while another idles would be waited for.
+        compute=ActorPoolStrategy(size=min(spec.actors, len(parts)), max_tasks_in_flight_per_actor=1),
         num_cpus=spec.threads_per_actor,
         num_gpus=1 if on_gpu else 0,
         scheduling_strategy="SPREAD",
