@@ -17,7 +17,7 @@ from infra.local.stack import local_stack
 from tests.support.s3_server import S3Server
 from tests.support.small_archive import make_delivery, make_labelled
 
-pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(2400)]
 
 ARCHIVE = ArchiveSpec(
     archive="small",
@@ -76,7 +76,7 @@ def runs(airflow: LocalAirflow) -> dict[str, str]:
 
 
 def done(dag: str, run_id: str, airflow: LocalAirflow) -> None:
-    state = airflow.wait_for_run(dag, run_id, timeout_s=420)
+    state = airflow.wait_for_run(dag, run_id, timeout_s=900)
     if state != "success":
         states = airflow.task_states(dag, run_id)
         failed = [task for task, s in states.items() if s == "failed"]
@@ -127,7 +127,7 @@ def test_xcom_carries_status_and_addresses(runs: dict[str, str], airflow: LocalA
 
 def test_bad_input_is_not_tried_again(runs: dict[str, str], airflow: LocalAirflow) -> None:
     run_id = airflow.trigger("recluster_small", {"delivery": "no-such-delivery"})
-    assert airflow.wait_for_run("recluster_small", run_id, timeout_s=180) == "failed"
+    assert airflow.wait_for_run("recluster_small", run_id, timeout_s=420) == "failed"
     task = next(t for t in airflow.task_instances("recluster_small", run_id) if t["task_id"] == "catalog")
     assert (task["state"], task["try_number"]) == ("failed", 1)
     log = airflow.task_log("recluster_small", run_id, "catalog")

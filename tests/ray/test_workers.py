@@ -17,7 +17,7 @@ from damage_atlas.store import Run, Store, open_run
 from infra.local.ray_cluster import LocalRay
 from tests.support.small_archive import make_labelled
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
 SETTINGS = with_overrides(
     Settings(),
@@ -79,7 +79,7 @@ def run_python(cluster: LocalRay, *arguments: str, expect: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert result.returncode == expect, result.stdout[-4000:]
