@@ -7,7 +7,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock demo airflow check test test-lib bench up down clean
+.PHONY: help setup lock demo airflow check test test-lib test-line bench up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,10 +46,13 @@ test-lib: setup ## the library's tests alone: no Ray, Airflow or server
 	$(BIN)/python -m pytest tests/lib tests/architecture
 
 # Three runs: what the bridge's tests start must be gone before the next ones start theirs.
-test: setup ## all tests: library, real Ray, real Airflow, real S3 server, real browser
+test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real browser
 	$(BIN)/python -m pytest tests/lib tests/store tests/architecture tests/browser
 	$(BIN)/python -m pytest tests/airflow_ray_jobs
 	$(BIN)/python -m pytest tests/ray tests/airflow
+
+test-line: setup ## the DAGs on real Airflow, Ray and S3, from training to the second version (15 minutes)
+	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/airflow
 
 bench: setup ## benchmarks against named peers; each prints a ratio
 	$(BIN)/python -m bench
