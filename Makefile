@@ -51,8 +51,8 @@ test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real 
 	$(BIN)/python -m pytest tests/airflow_ray_jobs
 	$(BIN)/python -m pytest tests/ray tests/airflow
 
-test-line: setup ## the DAGs on real Airflow, Ray and S3, from training to the second version (15 minutes)
-	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/airflow
+test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more of the workers (25 minutes)
+	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/ray tests/airflow
 
 bench: setup ## benchmarks against named peers; each prints a ratio
 	$(BIN)/python -m bench

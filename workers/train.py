@@ -18,7 +18,7 @@ from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
 from damage_atlas.train import sealed_training, train_rank
 from workers.job import run_job
-from workers.on_ray import connect
+from workers.on_ray import connect, largest_node_cpus
 
 logger = logging.getLogger("workers.train")
 
@@ -63,7 +63,7 @@ def work(run: Run) -> Artifact:
     spec = run.spec.settings.train
     on_gpu = ray.cluster_resources().get("GPU", 0) >= spec.workers
     filesystem, root = run.store.arrow_filesystem()
-    cpus = spec.threads_per_shard * (spec.shards // spec.workers)
+    cpus = min(spec.threads_per_shard * (spec.shards // spec.workers), largest_node_cpus())
     trainer = TorchTrainer(
         run_rank,
         train_loop_config={"run_uri": run.uri, "attempt": run.attempt},

@@ -31,6 +31,9 @@ SETTINGS = with_overrides(
         "embed.batch_size=8",
     ],
 )
+minutes_each = pytest.mark.skipif(
+    not os.environ.get("DAMAGE_ATLAS_LINE"), reason="takes some minutes: run `make test-line`"
+)
 TABLES = {
     "catalog": ("observations.parquet",),
     "cluster": ("points.parquet", "clusters.parquet", "lineage.parquet"),
@@ -120,6 +123,7 @@ def test_two_workers_give_what_one_process_gives(one_process: Run, on_ray: tuple
     assert_equal_results(one_process, on_ray[0])
 
 
+@minutes_each
 def test_one_worker_gives_what_one_process_gives(
     one_process: Run, cluster: LocalRay, images: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +138,7 @@ def test_training_had_two_ranks_on_two_nodes(on_ray: tuple[Run, dict[str, str]])
     assert "rank 0 of 2" in log and "rank 1 of 2" in log and len(nodes) == 2, log[-3000:]
 
 
+@minutes_each
 def test_embedding_had_two_actors_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
     assert "by 2 actors on 2 nodes" in on_ray[1]["embed"], on_ray[1]["embed"][-3000:]
 
@@ -159,6 +164,7 @@ def test_bad_input_is_said_to_be_beyond_retrying(cluster: LocalRay, tmp_path: Pa
     assert "Traceback" not in log
 
 
+@minutes_each
 def test_one_class_fails_in_one_line_from_inside_the_ranks(cluster: LocalRay, tmp_path: Path) -> None:
     make_labelled(tmp_path / "images", each=4)
     run = open_in(tmp_path / "store", tmp_path / "images" / "across")
