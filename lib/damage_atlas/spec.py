@@ -51,11 +51,14 @@ class TrainSpec(Document):
     iterations: int = Field(2000, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine, not the paper's: the rate falls to 0 at the end
     gradient_decay: float = Field(0.9, ge=0, lt=1)
     squared_gradient_decay: float = Field(0.99, ge=0, lt=1)
     erasing_probability: float = Field(0.5, ge=0, le=1)
     flips: bool = True  # not the paper's; damage has no handedness
     brightness: float = Field(0.2, ge=0)  # not the paper's: spread of exposure between cameras
+    crop_side: float = Field(1.0, gt=0, le=1)  # not the paper's: smallest side of a random crop, as a share; 1: none
+    shift: float = Field(0.0, ge=0, le=0.5)  # how far a crop may reach over the edge, as a share of the side
     input_size: int = Field(160, ge=32)
     embedding_size: int = Field(16, ge=2)
     standardize: bool = False  # take each picture's own brightness and contrast out; not the paper's
@@ -108,6 +111,8 @@ class ClusterSpec(Document):
     map_iterations: int = Field(750, ge=250)
     seed: int = 0
     eps: float | Literal["auto"] = "auto"  # map units; the paper's is 3
+    # Silhouette in the embedding from which a cluster's parts become clusters; null: DBSCAN alone, as in the paper.
+    split_apart: float | None = Field(0.5, ge=-1, le=1)
     min_neighbours: int = Field(10, ge=1)
     threads: int = Field(2, ge=1)
 

@@ -1,7 +1,7 @@
 """Cluster: a t-SNE map of the vectors, DBSCAN on the map, and persistent cluster ids.
 
 tsne.py        the map (openTSNE on FAISS neighbours), laid out from the previous version's
-density.py     DBSCAN on the map, and eps chosen without labels
+density.py     DBSCAN on the map, eps chosen without labels, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
 tables.py      points, clusters and lineage as tables
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from damage_atlas.cluster.density import choose_eps, find_clusters
+from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
 from damage_atlas.cluster.passports import match_clusters
 from damage_atlas.cluster.tables import ImageFacts, cluster_table, lineage_table, point_table
 from damage_atlas.cluster.tsne import make_map
@@ -44,6 +44,9 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     positions = make_map(vectors, near, spec, _old_positions(old_points, ids))
     eps = choose_eps(positions, spec.min_neighbours) if spec.eps == "auto" else float(spec.eps)
     found = find_clusters(positions, eps, spec.min_neighbours)
+    before_split = found
+    if spec.split_apart is not None:
+        found = split_clusters(found, positions, vectors, eps, spec.min_neighbours, spec.split_apart)
 
     matching = match_clusters(
         dict(zip(ids, found.labels_N.tolist(), strict=True)),
@@ -83,6 +86,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "noise_share": noise / len(ids) if ids else 0.0,
             "eps": eps,
             "eps_source": "auto" if spec.eps == "auto" else "as set",
+            "split_by_embedding": int(found.labels_N.max(initial=-1) - before_split.labels_N.max(initial=-1)),
             "map_width": float(np.ptp(positions, axis=0).max()) if len(ids) else 0.0,
             "laid_out_from_previous": old_points is not None,
             "agreement_with_labels": agreement(labels, clusters_of) if any(labels) else {},

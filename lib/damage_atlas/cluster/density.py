@@ -1,4 +1,7 @@
-"""DBSCAN on the map (Ester et al. 1996), and a radius chosen without labels. N points on the map."""
+"""DBSCAN on the map (Ester et al. 1996), a radius chosen without labels, and a second look in the embedding.
+
+N points on the map, D embedding dimensions.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import DBSCAN
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from damage_atlas.neighbours import Floats, Ints
 
 _SMALLEST_EPS = 1e-3
+_CLOSER_LOOKS = (0.9, 0.8, 0.7, 0.6, 0.5)  # shares of a cluster's eps that are tried to find its parts
+_LOOSE_SHARE = 0.25  # of a cluster that belongs to no part: with more, the parts are fragments
+_SILHOUETTE_SAMPLE = 2000  # points; the score takes all pairs
 
 
 @dataclass(frozen=True)
@@ -27,16 +34,76 @@ def find_clusters(positions_N2: Floats, eps: float, min_neighbours: int) -> Foun
     if len(positions_N2) == 0:
         return FoundClusters(np.empty(0, np.int64), [])
     result = DBSCAN(eps=eps, min_samples=min_neighbours).fit(positions_N2)
-    labels = result.labels_.astype(np.int64)
+    labels = _by_size(result.labels_.astype(np.int64))
     is_core = np.zeros(len(labels), bool)
     is_core[result.core_sample_indices_] = True
     roles = [
         "noise" if label < 0 else "core" if core else "border" for label, core in zip(labels, is_core, strict=True)
     ]
-    names, sizes = np.unique(labels[labels >= 0], return_counts=True)
-    rank = np.full(len(names) + 1, -1, np.int64)
+    return FoundClusters(labels, roles)
+
+
+def split_clusters(
+    found: FoundClusters, positions_N2: Floats, vectors_ND: Floats, eps: float, min_neighbours: int, apart: float
+) -> FoundClusters:
+    """Split clusters that a thin bridge on the map holds together although their parts are apart in the embedding.
+
+    DBSCAN with one eps joins two dense groups as soon as a few points lie between them. Inside each cluster smaller
+    radii are tried; its parts become clusters of their own if their silhouette (Rousseeuw 1987) over cosine distances
+    in the embedding reaches ``apart``. What belongs to no part goes to the nearest one; no point becomes noise.
+    """
+    labels = found.labels_N.copy()
+    waiting = [(label, eps) for label in range(labels.max(initial=-1) + 1)]
+    free = len(waiting)
+    while waiting:
+        label, radius = waiting.pop()
+        rows = np.flatnonzero(labels == label)
+        split = _parts(positions_N2[rows], vectors_ND[rows], radius, min_neighbours, apart)
+        if split is None:
+            continue
+        part_of, radius = split
+        for part in range(part_of.max() + 1):
+            name = label if part == 0 else free
+            free += part > 0
+            labels[rows[part_of == part]] = name
+            waiting.append((name, radius))
+    return FoundClusters(_by_size(labels), found.roles)
+
+
+def _parts(
+    positions_N2: Floats, vectors_ND: Floats, eps: float, min_neighbours: int, apart: float
+) -> tuple[Ints, float] | None:
+    """Part of each point, and the radius that parted them; None where the cluster is one."""
+    if len(positions_N2) < 2 * min_neighbours:
+        return None
+    for share in _CLOSER_LOOKS:
+        part_of = DBSCAN(eps=eps * share, min_samples=min_neighbours).fit(positions_N2).labels_.astype(np.int64)
+        # A core point's neighbours are all in its part, so that none is smaller than min_neighbours but by a border.
+        held = part_of >= 0
+        if held.mean() < 1 - _LOOSE_SHARE:
+            return None
+        if part_of.max() < 1:
+            continue
+        score = silhouette_score(
+            vectors_ND[held],
+            part_of[held],
+            metric="cosine",
+            sample_size=min(int(held.sum()), _SILHOUETTE_SAMPLE),
+            random_state=0,
+        )
+        if score >= apart:
+            nearest = KNeighborsClassifier(n_neighbors=1).fit(positions_N2[held], part_of[held])
+            part_of[~held] = nearest.predict(positions_N2[~held]) if not held.all() else part_of[~held]
+            return part_of, eps * share
+    return None
+
+
+def _by_size(labels_N: Ints) -> Ints:
+    """The same clusters numbered by falling size; -1 stays."""
+    names, sizes = np.unique(labels_N[labels_N >= 0], return_counts=True)
+    rank = np.full(int(names.max(initial=-1)) + 2, -1, np.int64)
     rank[names[np.lexsort((names, -sizes))]] = np.arange(len(names))
-    return FoundClusters(np.where(labels < 0, -1, rank[labels]), roles)
+    return np.asarray(rank[labels_N])
 
 
 def choose_eps(positions_N2: Floats, min_neighbours: int) -> float:

@@ -16,7 +16,7 @@ from damage_atlas.demo.textures import Bank, Field, Surface, crop, crop_all
 IMAGE_PX = 256
 RUST = (0.62, 0.33, 0.16)
 SOOT = (0.40, 0.37, 0.33)
-LIME = (1.55, 1.52, 1.42)
+LEAF = (0.55, 0.78, 0.30)
 
 PIXEL_Y, PIXEL_X = np.indices((IMAGE_PX, IMAGE_PX), dtype=np.float32)
 
@@ -356,25 +356,27 @@ def sound_fittings(canvas: Canvas, rng: np.random.Generator, bank: Bank, severit
 # ---- what the third delivery brings ------------------------------------------------------------------------
 
 
-def efflorescence(canvas: Canvas, rng: np.random.Generator, bank: Bank, severity: float) -> None:
-    """Lime washed out of a seam: a white crust, and dozens of runs that fade as they hang down from it."""
-    top = rng.uniform(0.10, 0.30) * IMAGE_PX
-    seam = place(wander(rng, 1.3 * IMAGE_PX, 8, 0.12), rng.normal(0, 0.06), (128, top))
-    lines = [(seam, rng.uniform(5, 15, len(seam)))]
-    for x in np.linspace(-4, IMAGE_PX + 4, 30) + rng.uniform(-6, 6, 30):
-        start = float(np.interp(x, seam[:, 0], seam[:, 1]))
-        ys = np.linspace(start, start + rng.gamma(1.6, 45) * (0.7 + 0.6 * severity) + 12, 6)
-        xs = x + np.cumsum(rng.normal(0, 1.0, 6))
-        lines.append((np.stack([xs, ys], axis=1), np.linspace(rng.uniform(3, 11), 1.5, 6)))
-    crust = stroke(lines)
-    rough = crop(rng, bank.grains[0], IMAGE_PX)
-    fade = np.clip(np.float32(1.25) - (PIXEL_Y - np.float32(top)) / np.float32(170), 0.25, 1)
-    body = np.clip(crust * fade * (np.float32(0.85) + np.float32(0.12) * rough), 0, 0.95)
-    haze = np.float32(0.35) * ramp(blob(rng, bank, 120, (128, top + 40)), 1.5)
-    body = np.maximum(body, haze * np.float32(0.8))
-    canvas.height += crust * (2 + np.float32(0.6) * rough)
-    canvas.albedo += body * (np.float32(1.1) - canvas.albedo)
-    canvas.stains.append((body, LIME))
+def vegetation(canvas: Canvas, rng: np.random.Generator, bank: Bank, severity: float) -> None:
+    """A plant that has rooted in the surface: some hundreds of leaves, densest in the middle, each shading others."""
+    x0, y0 = somewhere(rng, 0.3)
+    n = int(rng.integers(240, 300) + 200 * severity)
+    away, around = np.abs(rng.normal(0, 75, n)), rng.uniform(0, 2 * math.pi, n)
+    centre_N2 = np.stack([x0 + away * np.cos(around), y0 + away * np.sin(around)], axis=1)
+    turn, length, width = rng.uniform(0, math.pi, n), rng.uniform(7, 13, n), rng.uniform(3, 5.5, n)
+    shade = rng.uniform(0.45, 1.55, n)
+    rim = np.linspace(0, 2 * math.pi, 12, endpoint=False)
+    along, across = length[:, None] * np.cos(rim), width[:, None] * np.sin(rim)
+    c, s = np.cos(turn)[:, None], np.sin(turn)[:, None]
+    outline_NP2 = np.stack([c * along - s * across, s * along + c * across], axis=2) + centre_N2[:, None]
+    sheet = Image.new("L", (2 * IMAGE_PX, 2 * IMAGE_PX))  # 0 is no leaf, else its shade; at twice the size, as `stroke`
+    draw = ImageDraw.Draw(sheet)
+    for leaf, level in zip((2 * outline_NP2).tolist(), (130 * shade).tolist(), strict=True):
+        draw.polygon([tuple(point) for point in leaf], fill=round(level))
+    cover = np.asarray(sheet.point(lambda level: 255 if level else 0).reduce(2), dtype=np.float32) / np.float32(255)
+    light = np.asarray(sheet.reduce(2), dtype=np.float32) / np.float32(130)
+    canvas.albedo += cover * (np.float32(0.55) * light - canvas.albedo)
+    canvas.height += cover * (2 * light - canvas.height)
+    canvas.stains.append((np.float32(0.92) * cover, LEAF))
 
 
 MODES: dict[str, dict[str, Painter]] = {
@@ -385,7 +387,7 @@ MODES: dict[str, dict[str, Painter]] = {
     "joint": {"open": joint_open, "displaced": joint_displaced},
     "sound": {"bare": sound_bare, "tined": sound_tined, "fittings": sound_fittings},
 }
-NEW_KIND = "efflorescence"
+NEW_KIND = "vegetation"
 
 
 def start_canvas(rng: np.random.Generator, surface: Surface) -> Canvas:

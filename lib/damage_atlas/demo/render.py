@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 from damage_atlas.demo.camera import Photo, develop, take
-from damage_atlas.demo.damage import MODES, NEW_KIND, Canvas, crack_lines, efflorescence, start_canvas
+from damage_atlas.demo.damage import MODES, NEW_KIND, Canvas, crack_lines, start_canvas, vegetation
 from damage_atlas.demo.plan import STRUCTURE, Shot
 from damage_atlas.demo.textures import SCALES, Bank, Surface, make_bank, make_surface
 
@@ -48,7 +48,7 @@ def close_up(shot: Shot) -> tuple[Image.Image, float]:
     canvas = start_canvas(rng, bank.surfaces[shot.material][photo.variant])
     severity = float(rng.random())
     for name, mode in reversed(shot.layers):  # a crack comes last: it runs on through a spall
-        painter = efflorescence if name == NEW_KIND else MODES[name][mode]
+        painter = vegetation if name == NEW_KIND else MODES[name][mode]
         painter(canvas, rng, bank, severity)
     return take(canvas, rng, bank, photo), severity
 

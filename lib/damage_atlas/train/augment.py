@@ -1,12 +1,14 @@
 """Augmentation: drawn by (seed, iteration, global position), so that the number of workers does not matter.
 
-Random erasing after Zhong et al. 2017 (arXiv:1708.04896), as in the paper; flips and brightness are ours.
+Random erasing after Zhong et al. 2017 (arXiv:1708.04896), as in the paper; crops, flips and brightness are ours.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 Pixels = NDArray[np.uint8]
 
@@ -26,6 +28,8 @@ def augment(
     erasing_probability: float = 0.5,
     flips: bool = True,
     brightness: float = 0.2,
+    crop_side: float = 1.0,
+    shift: float = 0.0,
 ) -> Pixels:
     """A changed copy of a shard's pictures.
 
@@ -34,10 +38,17 @@ def augment(
         first_position: position in the global batch of the shard's first picture.
         view: which of several views of the same pictures.
         brightness: standard deviation of the gain, as a share.
+        crop_side: smallest side of a random crop, as a share of the picture's; 1 for none.
+        shift: how far a crop may reach over the picture's edge, as a share of its side; mirrored there.
     """
+    generators = [
+        np.random.default_rng([seed, iteration, first_position + i, view * _VIEW_STREAM])
+        for i in range(len(pixels_BHWC))
+    ]
+    if (crop_side < 1 or shift > 0) and len(pixels_BHWC):
+        pixels_BHWC = _crop(pixels_BHWC, generators, crop_side, shift)
     changed = np.empty_like(pixels_BHWC)
-    for i, picture in enumerate(pixels_BHWC):
-        rng = np.random.default_rng([seed, iteration, first_position + i, view * _VIEW_STREAM])
+    for i, (picture, rng) in enumerate(zip(pixels_BHWC, generators, strict=True)):
         if flips:
             if rng.random() < 0.5:
                 picture = picture[::-1]
@@ -52,6 +63,20 @@ def augment(
         if rng.random() < erasing_probability:
             _erase(changed[i], rng)
     return changed
+
+
+def _crop(pixels_BHWC: Pixels, generators: list[np.random.Generator], smallest: float, shift: float) -> Pixels:
+    """Random crops at the pictures' own size: side and place drawn for each, what lies outside mirrored in."""
+    affine_B23 = np.zeros((len(generators), 2, 3), np.float32)
+    for affine_23, rng in zip(affine_B23, generators, strict=True):
+        side = rng.uniform(smallest, 1)
+        # In affine_grid's units a picture reaches from -1 to 1.
+        affine_23[:, 2] = rng.uniform(-1, 1, 2) * (1 - side + 2 * shift)
+        affine_23[0, 0] = affine_23[1, 1] = side
+    images = torch.from_numpy(np.ascontiguousarray(pixels_BHWC)).permute(0, 3, 1, 2).float()
+    grid = functional.affine_grid(torch.from_numpy(affine_B23), list(images.shape), align_corners=False)
+    crops = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return np.ascontiguousarray(crops.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
 def _erase(picture_HWC: Pixels, rng: np.random.Generator) -> None:

@@ -8,6 +8,7 @@ negatives from all workers, and with two shards its bits do not depend on who co
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,6 +81,13 @@ def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Adam:
     )
 
 
+def learning_rate(spec: TrainSpec, iteration: int) -> float:
+    """The rate at ``iteration``: a function of it alone, so that a run that was stopped goes on with the same."""
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    return spec.learning_rate * (1 + math.cos(math.pi * iteration / spec.iterations)) / 2
+
+
 class Trainer:
     """Runs iterations on this worker's shards.
 
@@ -149,6 +157,8 @@ class Trainer:
                     erasing_probability=self.spec.erasing_probability,
                     flips=self.spec.flips,
                     brightness=self.spec.brightness,
+                    crop_side=self.spec.crop_side,
+                    shift=self.spec.shift,
                 )
                 for view, shown in enumerate((pictures, pictures[: self.second_views]))
             ]
@@ -182,6 +192,8 @@ class Trainer:
         total = self.exchange.add(_pairwise_sum(gradients))
         for parameter, part in zip(self.parameters, total.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(spec, state.iteration)
         state.optimizer.step()
         state.iteration += 1
         positive, negative = _mean_cosines(first.detach(), labels)
