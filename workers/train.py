@@ -16,7 +16,7 @@ from torch import Tensor
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
-from damage_atlas.train import sealed_training, train_rank
+from damage_atlas.train import labelled_images, sealed_training, train_rank
 from workers.job import run_job
 from workers.on_ray import connect, largest_node_cpus
 
@@ -59,6 +59,7 @@ def run_rank(config: dict[str, Any]) -> None:
 
 def work(run: Run) -> Artifact:
     """Train with as many workers as the spec says; GPUs when the cluster has enough of them."""
+    labelled_images(run)  # here, because every rank would fail alike, and Ray Train would start them again and again
     connect()
     spec = run.spec.settings.train
     on_gpu = ray.cluster_resources().get("GPU", 0) >= spec.workers

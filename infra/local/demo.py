@@ -49,7 +49,8 @@ def _demo(folder: Path, size: str) -> None:
     _atlas("demo", "--images-only", "--out", str(folder), "--size", size)
     deliveries = sorted(path.name for path in (folder / "images" / "archive").iterdir() if path.is_dir())
     say("starting Ray (2 nodes) and Airflow")
-    with local_stack(folder, store=str(folder / "store"), say=say) as airflow:
+    with local_stack(folder, store=str(folder / "store"), say=say) as stack:
+        airflow = stack.airflow
         dag = f"recluster_{ARCHIVE}"
         airflow.wait_for_dags({"train_model", dag})
         say(f"Airflow is at {airflow.url} (user {airflow.user}, password {airflow.password}) until this ends")
@@ -103,11 +104,13 @@ def _tell_progress(airflow: LocalAirflow, dag: str, run_id: str, task: str, seen
 
 def _conclude(folder: Path, results: list[dict[str, Any]], say: Any) -> None:
     last = json.loads(_atlas("show", results[-1]["run_uri"], "--json"))["stages"]
+    truth = _atlas("demo", "--truth-only", "--out", str(folder)).strip()
     ledger, cluster = last["embed"]["facts"]["ledger"], last["cluster"]["facts"]
     say("finished; nothing is left running")
     print(
         f"\n  report    {results[-1]['report']}"
         f"\n  found     {cluster['clusters']} clusters, {cluster['new_clusters']} of them new in the last delivery"
+        f"\n  truth     {truth}"
         f"\n  ledger    {ledger['listed']:,} listed = {ledger['embedded']:,} embedded + {ledger['reused']:,} reused + "
         f"{ledger['duplicate']:,} duplicate + {ledger['quarantined']:,} quarantined"
         f"\n  next      damage-atlas history --store {folder / 'store'} --archive {ARCHIVE}\n"

@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.local.airflow import LocalAirflow
 from infra.local.ray_cluster import LocalRay
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class LocalStack:
+    """What runs."""
+
+    ray: LocalRay
+    airflow: LocalAirflow
 
 
 @contextlib.contextmanager
@@ -22,7 +31,7 @@ def local_stack(
     port: int | None = None,
     env: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Iterator[LocalAirflow]:
+) -> Iterator[LocalStack]:
     """Start a two-node Ray and an Airflow with the project's DAGs; stop both at the end, whatever happens.
 
     Args:
@@ -52,4 +61,4 @@ def local_stack(
             port=port,
         ) as airflow:
             say("Airflow is up")
-            yield airflow
+            yield LocalStack(ray, airflow)

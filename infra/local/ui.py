@@ -17,7 +17,8 @@ def main() -> None:
     try:
         with local_stack(
             folder, store=str(folder / "store"), port=_PORT, say=lambda text: print(text, flush=True)
-        ) as airflow:
+        ) as stack:
+            airflow = stack.airflow
             print(
                 f"\n  {airflow.url}   user {airflow.user}   password {airflow.password}\n\n"
                 "  DAGs start paused: switch one on, then trigger it. The demo's images come from `make demo`,\n"

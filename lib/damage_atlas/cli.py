@@ -145,12 +145,23 @@ def demo(
     deliveries: Annotated[int, typer.Option("--deliveries", min=1, help="How many deliveries.")] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Of all draws.")] = 0,
     images_only: Annotated[bool, typer.Option("--images-only", help="Make the images and stop.")] = False,
+    truth_only: Annotated[
+        bool, typer.Option("--truth-only", help="Compare the current version with the truth and stop.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """A procedural inspection archive with known hidden sub-modes, through every stage in one process."""
     from damage_atlas.demo import make_demo
     from damage_atlas.progress import Progress
 
+    if truth_only:
+        from damage_atlas.demo.truth import score_against_truth
+
+        if not (out / "truth.csv").exists():
+            raise InputError(f"{out} holds no demo archive. Make one: damage-atlas demo --out {out}")
+        scores = score_against_truth(out, "demo")
+        _print(scores, as_json, _truth_text(scores))
+        return
     archive = out / "images" / "archive"
     if (out / "truth.csv").exists():
         logging.getLogger("damage_atlas").info("images: %s is there already, its settings stay", out / "images")
@@ -328,8 +339,25 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{summary['noise_share']:.1%} noise; {counts['listed']:,} listed = {counts['embedded']:,} embedded + "
         f"{counts['reused']:,} reused + {counts['duplicate']:,} duplicate + {counts['quarantined']:,} quarantined",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(f"report: {summary['report_uri']}", highlight=False, soft_wrap=True)
+    if "truth" in summary:
+        console.print(f"truth: {_truth_text(summary['truth'])}", highlight=False, soft_wrap=True)
+
+
+def _truth_text(scores: dict[str, Any]) -> str:
+    parts = [
+        f"agreement with the hidden sub-modes ARI {scores['ari_modes']:.2f}, the predefined classes alone "
+        f"{scores['ari_classes']:.2f}"
+    ]
+    if scores["planted"]:
+        parts.append(f"{scores['in_new_clusters']} of {scores['planted']} images of the new kind in a new cluster")
+    if scores["crack_tiles"]:
+        parts.append(f"{scores['in_crack_clusters']} of {scores['crack_tiles']} cracked tiles in crack clusters")
+    if scores["wrong_status"]:
+        parts.append(f"{len(scores['wrong_status'])} files with another status than planted")
+    return "; ".join(parts)
 
 
 def _print_summaries(summaries: list[dict[str, Any]], as_json: bool) -> None:

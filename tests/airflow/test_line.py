@@ -69,8 +69,8 @@ def airflow(
 ) -> Iterator[LocalAirflow]:
     root = tmp_path_factory.mktemp("stack")
     with local_stack(root, store.root, data, data / "archives", env=s3_server.env()) as running:
-        running.wait_for_dags({"train_model", "recluster_small"})
-        yield running
+        running.airflow.wait_for_dags({"train_model", "recluster_small"})
+        yield running.airflow
 
 
 @pytest.fixture(scope="module")

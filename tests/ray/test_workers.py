@@ -164,11 +164,11 @@ def test_bad_input_is_said_to_be_beyond_retrying(cluster: LocalRay, tmp_path: Pa
     assert "Traceback" not in log
 
 
-@minutes_each
-def test_one_class_fails_in_one_line_from_inside_the_ranks(cluster: LocalRay, tmp_path: Path) -> None:
+def test_one_class_fails_in_one_line_and_no_rank_is_started(cluster: LocalRay, tmp_path: Path) -> None:
     make_labelled(tmp_path / "images", each=4)
     run = open_in(tmp_path / "store", tmp_path / "images" / "across")
     work(cluster, "catalog", run.uri)
     log = work(cluster, "train", run.uri, expect=2)
     line = next(line for line in log.splitlines() if line.startswith("RAY_JOB_FAILURE "))
+    assert "rank 0 of" not in log
     assert "at least two classes" in json.loads(line.removeprefix("RAY_JOB_FAILURE "))["message"]

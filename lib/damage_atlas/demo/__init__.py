@@ -1,7 +1,8 @@
 """A procedural inspection archive whose truth is known: images, hidden sub-modes, planted trouble.
 
 Read in this order: `textures` (surfaces), `damage` (one painter per hidden mode), `camera` (light to pixels),
-`plan` (which file shows what), `render` (files), `planted` (duplicates, broken and odd files), `make` (all).
+`plan` (which file shows what), `render` (files), `planted` (duplicates, broken and odd files), `make` (all),
+`runs` (every stage on it), `truth` (how what was found compares with what is there).
 """
 
 from damage_atlas.demo.damage import MODES, NEW_KIND

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from damage_atlas.demo.truth import score_against_truth
 from damage_atlas.pipeline import run_pipeline, summarize
 from damage_atlas.spec import ArchiveSpec, CatalogSpec, Settings, TrainSpec
 from damage_atlas.store import Run, Store, start_run
@@ -52,7 +53,7 @@ def run_demo(out: Path, deliveries: tuple[str, ...]) -> list[dict[str, Any]]:
         out: the folder ``make_demo`` has filled; the store is ``out/store``.
 
     Returns:
-        What ``recluster --json`` prints, for each delivery.
+        What ``recluster --json`` prints, for each delivery, and ``truth``: how it compares with what is really there.
     """
     store, images = Store(out / "store"), out / "images"
     spec = DEMO_ARCHIVE
@@ -80,7 +81,8 @@ def run_demo(out: Path, deliveries: tuple[str, ...]) -> list[dict[str, Any]]:
             run_id=f"demo-{delivery}",
         )
         _finish(run)
-        summaries.append(summarize(run))
+        summary = summarize(run)
+        summaries.append(summary | {"truth": score_against_truth(out, spec.archive, summary["version"])})
     return summaries
 
 

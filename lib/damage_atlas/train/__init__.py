@@ -32,7 +32,7 @@ from damage_atlas.train.register import register_model
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["sealed_training", "train_model", "train_rank"]
+__all__ = ["labelled_images", "sealed_training", "train_model", "train_rank"]
 
 
 def train_model(run: Run, on_iteration: Callable[[TrainingState], None] | None = None) -> Artifact:
@@ -45,6 +45,15 @@ def train_model(run: Run, on_iteration: Callable[[TrainingState], None] | None =
     """
     train_rank(run, Alone(), on_iteration=on_iteration)
     return sealed_training(run)
+
+
+def labelled_images(run: Run) -> LabelledImages:
+    """What the run learns from.
+
+    Raises:
+        InputError: nothing to learn from.
+    """
+    return LabelledImages.from_observations(run.read_table("catalog", "observations.parquet"))
 
 
 def train_rank(
@@ -63,7 +72,7 @@ def train_rank(
     if stage.sealed:
         return
     spec, catalog_spec = run.spec.settings.train, run.spec.settings.catalog
-    images = LabelledImages.from_observations(run.read_table("catalog", "observations.parquet"))
+    images = labelled_images(run)
     rows, classes = images.training_rows, images.classes
     codes = np.array([classes.index(label) for label in images.training_labels], dtype=np.int64)
 
