@@ -47,7 +47,7 @@ test-lib: setup ## the library's tests alone: no Ray, Airflow or server
 
 # Three runs: what the bridge's tests start must be gone before the next ones start theirs.
 test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real browser
-	$(BIN)/python -m pytest tests/lib tests/store tests/architecture tests/browser
+	$(BIN)/python -m pytest tests/lib tests/store tests/architecture tests/browser tests/demo
 	$(BIN)/python -m pytest tests/airflow_ray_jobs
 	$(BIN)/python -m pytest tests/ray tests/airflow
 

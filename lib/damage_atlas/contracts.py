@@ -152,7 +152,7 @@ EXPLANATIONS: Final = pa.schema(
         pa.field("heatmap_key", pa.string(), nullable=False),
         pa.field("target", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
-        pa.field("faithfulness", pa.float32()),  # see explain.gradcam.faithfulness
+        pa.field("faithfulness", pa.float32()),  # see explain.gradcam.deletion_scores
     ]
 )
 

@@ -14,7 +14,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -40,8 +40,10 @@ from PIL import (
 
 from damage_atlas.contracts import QUARANTINE_REASONS
 from damage_atlas.errors import InputError, ObjectNotFoundError, StoreError
+from damage_atlas.spec import CatalogSpec
 from damage_atlas.store.objects import Store, sha256
 
+TILE_COLUMNS: Final = ("tile_x", "tile_y", "tile_width", "tile_height")  # of the observations
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 
 Pixels = npt.NDArray[np.uint8]  # H x W x 3, RGB, upright
@@ -106,6 +108,11 @@ class Limits:
     min_side: int = 8  # pixels
     max_pixels: int = 300_000_000
 
+    @classmethod
+    def of(cls, spec: CatalogSpec) -> Limits:
+        """The limits that the settings name."""
+        return cls(spec.min_side, spec.max_pixels)
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -115,6 +122,11 @@ class Tile:
     y: int
     width: int
     height: int
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Tile | None:
+        """The tile of a row of the observations; None for a whole image."""
+        return None if row["tile_x"] is None else cls(*(row[name] for name in TILE_COLUMNS))
 
     def cut(self, pixels: Pixels) -> Pixels:
         """This box of ``pixels``, as a view."""

@@ -1,6 +1,6 @@
 """Cutting work into parts, and the simplest way to map a function over them.
 
-A stage plans its parts without opening a file, works them through a ``MapParts`` it is handed, and seals. The library
+A stage plans its parts before any work is done, works them through a ``MapParts`` it is handed, and seals. The library
 hands itself threads; ``workers/`` hands in Ray.
 """
 

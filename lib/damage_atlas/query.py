@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from damage_atlas.errors import InputError
-from damage_atlas.images import ImageError, decode, preprocess
+from damage_atlas.errors import InputError, ObjectNotFoundError
+from damage_atlas.images import ImageError, Limits, decode, preprocess
 from damage_atlas.metrics import agreement
 from damage_atlas.neighbours import load_index
 from damage_atlas.network import embed_pixels, load_network, resolve_precision
-from damage_atlas.store import Run, Store, absolute, list_versions, load_model_card, read_version
+from damage_atlas.store import Run, Store, absolute, list_versions, read_version
 from damage_atlas.store.runs import read_output
+from damage_atlas.store.versions import run_model
 
 
 def published_run(store: Store, archive: str, version: int | None = None) -> Run:
@@ -51,7 +53,7 @@ def search(store: Store | str, archive: str, image: str | Path, k: int = 10) -> 
     points = run.read_table("cluster", "points.parquet")
     wanted = [ids[i] for i in found[0]]
     by_id: dict[str, dict[str, Any]] = {}
-    for row in points.filter(pc.is_in(points["image_id"], value_set=_strings(wanted))).to_pylist():
+    for row in points.filter(pc.is_in(points["image_id"], value_set=pa.array(wanted, pa.string()))).to_pylist():
         by_id.setdefault(row["image_id"], row)
     return [
         {"rank": rank, "similarity": round(min(float(similarity), 1.0), 6)}
@@ -145,11 +147,15 @@ def _embed_file(run: Run, image: str) -> np.ndarray:
     location = absolute(image)
     folder, _, name = location.rpartition("/")
     try:
-        pixels = decode(Store(folder or "/").read(name))
+        pixels = decode(Store(folder or "/").read(name), Limits.of(run.spec.settings.catalog))
+    except ObjectNotFoundError as error:
+        raise InputError(
+            f"{image} is neither a file nor an image_id of {run.spec.archive}. Check the name; `search` takes a path, "
+            "a URI, or an image_id as `search --json` prints it."
+        ) from error
     except ImageError as error:
         raise InputError(f"{image} cannot be read as a picture ({error.reason}: {error.detail}).") from error
-    model, _, version = run.artifact("embed").facts["model"].partition("@")
-    card = load_model_card(run.store, model, version)
+    card = run_model(run)
     network = load_network(read_output(run.store, card.weights), card.network)
     spec = run.spec.settings.embed
     dtype = resolve_precision(spec.precision, next(network.parameters()).device)
@@ -158,9 +164,3 @@ def _embed_file(run: Run, image: str) -> np.ndarray:
 
 def _size(clusters: dict[str, int | None], cluster: int | None) -> int:
     return Counter(clusters.values())[cluster]
-
-
-def _strings(values: list[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.string())

@@ -48,7 +48,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         )
     groups, side_car = _side_car_groups(images, settings, [listed.file for listed in listing.files])
 
-    checked = _check(listing, CheckFiles(images.root, Limits(settings.min_side, settings.max_pixels)), map_parts)
+    checked = _check(listing, CheckFiles(images.root, Limits.of(settings)), map_parts)
     _refuse_too_many_bad(checked, settings)
 
     rows = make_rows(checked, groups, settings, lambda file: file_uri(images, file))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
 from damage_atlas.cluster.passports import match_clusters
@@ -19,8 +20,8 @@ from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
 from damage_atlas.neighbours import exact_neighbours, read_vectors, without_self
 from damage_atlas.parts import MapParts, map_in_threads
-from damage_atlas.store import Run, load_model_card, read_version
-from damage_atlas.store.versions import read_reference
+from damage_atlas.store import Run, read_version
+from damage_atlas.store.versions import read_reference, run_model
 
 __all__ = ["cluster_map"]
 
@@ -53,7 +54,8 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         _old_clusters(old_points),
         next_id=1 if run.spec.previous_version is None else _next_id(run),
     )
-    reference = read_reference(run.store, load_model_card(run.store, *_model(run)))
+    reference = read_reference(run.store, run_model(run))
+    reference = reference.filter(pc.equal(reference["split"], "train"))
     reference_vectors = np.stack(reference["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
     nearest_training = exact_neighbours(reference_vectors, 1, vectors).similarities_NK[:, 0] if len(ids) else None
     facts = ImageFacts(
@@ -74,9 +76,9 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     stage.write_table("clusters.parquet", clusters)
     stage.write_table("lineage.parquet", lineage_table(matching))
     noise = int((found.labels_N < 0).sum())
-    labels, clusters_of = points["label"].to_pylist(), points["cluster_id"].to_pylist()
+    given = points.filter(pc.equal(points["label_source"], "given"))  # a predicted label agrees with its own vector
     return stage.seal(
-        inputs=("catalog", "embed", "index"),
+        inputs=("catalog", "embed"),
         counts={"in": points.num_rows, "out": points.num_rows, "failed": 0},
         facts={
             "images": len(ids),
@@ -89,16 +91,13 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "split_by_embedding": int(found.labels_N.max(initial=-1) - before_split.labels_N.max(initial=-1)),
             "map_width": float(np.ptp(positions, axis=0).max()) if len(ids) else 0.0,
             "laid_out_from_previous": old_points is not None,
-            "agreement_with_labels": agreement(labels, clusters_of) if any(labels) else {},
+            "agreement_with_labels": agreement(given["label"].to_pylist(), given["cluster_id"].to_pylist())
+            if given.num_rows
+            else {},
             "next_cluster_id": matching.next_id,
             "version": version,
         },
     )
-
-
-def _model(run: Run) -> tuple[str, str]:
-    model, _, version = run.artifact("embed").facts["model"].partition("@")
-    return model, version
 
 
 def _next_id(run: Run) -> int:

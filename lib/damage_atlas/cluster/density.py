@@ -82,20 +82,22 @@ def _parts(
         held = part_of >= 0
         if held.mean() < 1 - _LOOSE_SHARE:
             return None
-        if part_of.max() < 1:
+        parts = int(part_of.max()) + 1
+        if parts < 2 or parts >= held.sum():
             continue
-        score = silhouette_score(
-            vectors_ND[held],
-            part_of[held],
-            metric="cosine",
-            sample_size=min(int(held.sum()), _SILHOUETTE_SAMPLE),
-            random_state=0,
-        )
-        if score >= apart:
+        if _silhouette(vectors_ND, part_of, parts) >= apart:
             nearest = KNeighborsClassifier(n_neighbors=1).fit(positions_N2[held], part_of[held])
             part_of[~held] = nearest.predict(positions_N2[~held]) if not held.all() else part_of[~held]
             return part_of, eps * share
     return None
+
+
+def _silhouette(vectors_ND: Floats, part_of: Ints, parts: int) -> float:
+    """Over cosine distances, of at most some thousand points: the score takes all pairs, and some of every part."""
+    draw = np.random.default_rng(0)
+    each = max(_SILHOUETTE_SAMPLE // parts, 2)
+    rows = np.concatenate([draw.permutation(np.flatnonzero(part_of == part))[:each] for part in range(parts)])
+    return float(silhouette_score(vectors_ND[rows], part_of[rows], metric="cosine"))
 
 
 def _by_size(labels_N: Ints) -> Ints:

@@ -1,6 +1,6 @@
 """Embed: a vector for every image that has none yet; equal pixels are embedded once.
 
-plan.py   who embeds what; pure
+plan.py   who embeds what, from what is stored
 work.py   decode, preprocess, forward one part
 seal.py   every observation accounted for
 """

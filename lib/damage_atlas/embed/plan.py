@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from damage_atlas.contracts import ModelCard
 from damage_atlas.errors import ContractError
+from damage_atlas.images import TILE_COLUMNS
 from damage_atlas.parts import plan_parts
 from damage_atlas.store import Run, Stage, Store, load_model_card
 
@@ -73,7 +74,7 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
 
 def unique_images(run: Run) -> dict[str, ImageRow]:
     """image_id -> how to read it, for every readable observation; the first file in the listing stands for all."""
-    columns = ["image_id", "file", "sha256", "tile_x", "tile_y", "tile_width", "tile_height", "status"]
+    columns = ["image_id", "file", "sha256", *TILE_COLUMNS, "status"]
     table = run.read_table("catalog", "observations.parquet").select(columns)
     unique: dict[str, ImageRow] = {}
     for row in table.to_pylist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class EmbedPart:
             card = model_of(self.run)
             self.network = load_network(read_output(self.run.store, card.weights), card.network, self.device)
             self.dtype = resolve_precision(self.spec.precision, torch.device(self.device))
-            self.limits = Limits(settings.catalog.min_side, settings.catalog.max_pixels)
+            self.limits = Limits.of(settings.catalog)
             self._loaded = True
 
     def __call__(self, part: VectorPart) -> PartResult:
@@ -62,10 +63,8 @@ class EmbedPart:
         # Per thread: torch keeps the number of threads for each of the callers' threads.
         torch.set_num_threads(self.spec.threads_per_actor)
         store = self.run.store
-        try:
+        with suppress(ObjectNotFoundError):
             return _stored(part, store.read(part.key))
-        except ObjectNotFoundError:
-            pass
         kept, pixels, failed = self._decode(part.rows)
         vectors = embed_pixels(self.network, pixels, self.spec.batch_size, self.dtype)
         size = self.network.embedding_size
@@ -84,11 +83,8 @@ class EmbedPart:
         kept: list[str] = []
         failed: list[dict[str, str]] = []
         for row in rows:
-            tile = None
-            if row["tile_x"] is not None:
-                tile = Tile(row["tile_x"], row["tile_y"], row["tile_width"], row["tile_height"])
             try:
-                picture = reader.read(row["file"], row["sha256"], tile)
+                picture = reader.read(row["file"], row["sha256"], Tile.of_row(row))
             except ImageError as error:
                 failed.append({"image_id": row["image_id"], "reason": error.reason, "detail": error.detail})
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,9 +16,10 @@ from damage_atlas.contracts import Output
 from damage_atlas.explain.gradcam import deletion_scores, explain_batch
 from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, encode_jpeg, preprocess
 from damage_atlas.network import load_network
-from damage_atlas.store import Run, load_model_card
+from damage_atlas.store import Run
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import read_output
+from damage_atlas.store.versions import run_model
 
 Pixels = NDArray[np.uint8]
 
@@ -31,22 +32,10 @@ _QUALITY = 88
 class PictureJob:
     """One image to draw, and how to read it."""
 
-    SOURCE: ClassVar = ("file", "sha256", "tile_x", "tile_y", "tile_width", "tile_height")
-
     image_id: str
     file: str
     sha256: str
-    tile_x: int | None
-    tile_y: int | None
-    tile_width: int | None
-    tile_height: int | None
-
-    @property
-    def tile(self) -> Tile | None:
-        """The tile of its photo, or None for the whole image."""
-        if self.tile_x is None or self.tile_y is None or self.tile_width is None or self.tile_height is None:
-            return None
-        return Tile(self.tile_x, self.tile_y, self.tile_width, self.tile_height)
+    tile: Tile | None
 
 
 class ExplainPart:
@@ -70,10 +59,9 @@ class ExplainPart:
             self.run = Run.load(self.run_uri, self.attempt)
             settings = self.run.spec.settings
             self.spec = settings.explain
-            model, _, version = self.run.artifact("embed").facts["model"].partition("@")
-            card = load_model_card(self.run.store, model, version)
+            card = run_model(self.run)
             self.network = load_network(read_output(self.run.store, card.weights), card.network)
-            self.limits = Limits(settings.catalog.min_side, settings.catalog.max_pixels)
+            self.limits = Limits.of(settings.catalog)
             self._loaded = True
 
     def __call__(self, jobs: tuple[PictureJob, ...]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from damage_atlas.contracts import Ledger
+from damage_atlas.images import Tile
 from damage_atlas.report.changes import Change
 
 UNLABELLED = "no label"
@@ -166,7 +167,12 @@ class Point:
     delivery: str | None
     file: str
     sha256: str | None
-    tile: tuple[int, int, int, int] | None  # x, y, width, height
+    tile: Tile | None
+
+
+def place(file: str, tile: Tile | None) -> str:
+    """A file, with the tile's place where it is one."""
+    return file if tile is None else f"{file} (tile at {tile.x}, {tile.y})"
 
 
 def _plain(value: Any) -> Any:

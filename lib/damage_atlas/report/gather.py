@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from damage_atlas.contracts import QUARANTINE_REASONS, Artifact, Ledger
+from damage_atlas.images import TILE_COLUMNS, Tile
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report.assets import SCORE_RULE, Sighting, rank_assets
 from damage_atlas.report.changes import Change, describe_changes
@@ -23,8 +24,10 @@ from damage_atlas.report.facts import (
     Quarantined,
     Shown,
     StageFacts,
+    place,
 )
-from damage_atlas.store import Run, load_model_card
+from damage_atlas.store import Run
+from damage_atlas.store.versions import run_model
 
 Row = dict[str, Any]
 
@@ -34,7 +37,7 @@ _TIMED_STAGES = ("catalog", "train", "embed", "index", "cluster", "explain")
 
 def gather_points(run: Run) -> list[Point]:
     """All points in the order of points.parquet."""
-    columns = ["observation_id", "file", "sha256", "tile_x", "tile_y", "tile_width", "tile_height"]
+    columns = ["observation_id", "file", "sha256", *TILE_COLUMNS]
     catalog = {
         row["observation_id"]: row
         for row in run.read_table("catalog", "observations.parquet").select(columns).to_pylist()
@@ -42,7 +45,6 @@ def gather_points(run: Run) -> list[Point]:
     points = []
     for row in run.read_table("cluster", "points.parquet").to_pylist():
         seen = catalog[row["observation_id"]]
-        tile = tuple(seen[name] for name in columns[3:])
         points.append(
             Point(
                 observation_id=row["observation_id"],
@@ -57,7 +59,7 @@ def gather_points(run: Run) -> list[Point]:
                 delivery=row["delivery"],
                 file=seen["file"],
                 sha256=seen["sha256"],
-                tile=None if None in tile else tile,
+                tile=Tile.of_row(seen),
             )
         )
     return points
@@ -96,8 +98,7 @@ def gather_facts(run: Run, points: list[Point]) -> Facts:
     born = {c.cluster_id for c in clusters if c.status == "born"} if before is not None else set()
     damage = {c.cluster_id: c.top_label for c in clusters if c.top_label and not is_undamaged(c.top_label)}
     # The embed stage says which version it used: a run that trains its own model has none in its spec.
-    model, _, model_version = artifacts["embed"].facts["model"].partition("@")
-    card = load_model_card(run.store, model, model_version)
+    card = run_model(run)
     return Facts(
         title=spec.settings.report.title or f"Damage atlas of {spec.archive}",
         archive=spec.archive,
@@ -227,8 +228,7 @@ def _quarantined(run: Run, observations: list[Row]) -> list[Quarantined]:
 
 def _place(row: Row) -> str:
     """The file of an observation, with the tile's place where it is one."""
-    file: str = row["file"]
-    return file if row["tile_x"] is None else f"{file} (tile at {row['tile_x']}, {row['tile_y']})"
+    return place(row["file"], Tile.of_row(row))
 
 
 def _duplicates(observations: list[Row]) -> list[Duplicate]:

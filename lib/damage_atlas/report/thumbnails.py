@@ -43,7 +43,7 @@ class _Part:
 
 def make_sheets(points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts) -> Sheets:
     """Thumbnails of ``points``, read through ``map_parts``; a picture that cannot be read leaves a gap."""
-    wanted = [(i, p.file, p.sha256, Tile(*p.tile) if p.tile else None) for i, p in enumerate(points)]
+    wanted = [(i, p.file, p.sha256, p.tile) for i, p in enumerate(points)]
     # Tiles of one photo side by side: the photo is decoded once.
     wanted.sort(key=lambda item: (item[1], item[0]))
     parts = [

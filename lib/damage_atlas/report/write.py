@@ -20,6 +20,7 @@ from damage_atlas.report.palette import look
 from damage_atlas.report.sampling import MAX_DRAWN_POINTS, draw_order
 from damage_atlas.report.thumbnails import make_sheets
 from damage_atlas.store import Run, Stage
+from damage_atlas.store.runs import read_output
 
 # A page of 60 clusters with 20 pictures each must still open on a phone.
 _FULL_SIZE_CLUSTERS = 24
@@ -43,11 +44,10 @@ def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     facts = gather_facts(run, points)
     drawn = _drawn_points(facts, points)
     wanted = drawn[: run.spec.settings.report.hover_pictures]
-    catalog = run.spec.settings.catalog
     sheets = make_sheets(
         wanted,
         run.spec.images,
-        Limits(catalog.min_side, catalog.max_pixels),
+        Limits.of(run.spec.settings.catalog),
         run.spec.settings.report.thumbnail_size,
         map_parts,
     )
@@ -79,9 +79,10 @@ def _drawn_points(facts: Facts, points: Sequence[Point]) -> list[Point]:
 
 
 def _pictures(run: Run, facts: Facts) -> dict[str, bytes]:
-    """Pictures and heat maps of all rows, as they are in the store; made smaller where there are very many."""
+    """Pictures and heat maps of all rows, as they were sealed; made smaller where there are very many."""
     keys = sorted({key for c in facts.clusters for item in c.row for key in (item.picture_key, item.heatmap_key)})
-    pictures = {key: run.store.read(f"{run.key}/{key}") for key in keys}
+    sealed = {output.key: output for output in run.artifact("explain").outputs.values()}
+    pictures = {key: read_output(run.store, sealed[f"{run.key}/{key}"]) for key in keys}
     if len(facts.clusters) <= _FULL_SIZE_CLUSTERS:
         return pictures
     return {key: _smaller(data) for key, data in pictures.items()}

@@ -6,10 +6,10 @@ import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from damage_atlas.contracts import Artifact, Ledger, ModelCard, Promotion, VersionRecord
-from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, PublishConflictError
+from damage_atlas.contracts import SCHEMA_VERSION, Ledger, ModelCard, Promotion, VersionRecord
+from damage_atlas.errors import ContractError, InputError, ObjectExistsError, ObjectNotFoundError, PublishConflictError
 from damage_atlas.spec import check_name
 from damage_atlas.store.objects import Store
 from damage_atlas.store.runs import Run, read_output
@@ -62,14 +62,14 @@ def publish_version(store: Store, record: VersionRecord) -> VersionRecord:
     return record
 
 
-def run_artifacts(run: Run, stages: tuple[str, ...]) -> dict[str, Artifact]:
-    """The sealed artifacts of ``stages``; ContractError names the first that is missing."""
-    return {stage: run.artifact(stage) for stage in stages}
-
-
 def run_ledger(run: Run) -> Ledger:
     """The run's ledger, as the embed stage sealed it."""
     return Ledger.model_validate(run.artifact("embed").facts["ledger"])
+
+
+def run_model(run: Run) -> ModelCard:
+    """The card of the model version that the run's vectors were made with, as the embed stage sealed it."""
+    return resolve_model(run.store, run.artifact("embed").facts["model"])
 
 
 def promote_model(store: Store, model: str, version: str, reason: str) -> Promotion:
@@ -105,11 +105,27 @@ def resolve_model(store: Store, reference: str) -> ModelCard:
 
 
 def load_model_card(store: Store, model: str, version: str) -> ModelCard:
-    """``model.json`` of one version; InputError when that version is not complete."""
+    """``model.json`` of one version.
+
+    Raises:
+        InputError: that version is not complete.
+        ContractError: its card cannot be read, or is of another schema version.
+    """
+    key = f"models/{model}/{version}/model.json"
     try:
-        return ModelCard.model_validate_json(store.read(f"models/{model}/{version}/model.json"))
+        card = ModelCard.model_validate_json(store.read(key))
     except ObjectNotFoundError:
         raise InputError(f"model {model}@{version} is not in {store.root}, or its training did not finish.") from None
+    except ValidationError as error:
+        raise ContractError(
+            f"{store.uri(key)} is not a model card. Restore it from a backup, or train again."
+        ) from error
+    if card.schema_version != SCHEMA_VERSION:
+        raise ContractError(
+            f"{store.uri(key)} has schema version {card.schema_version}; this program reads {SCHEMA_VERSION}. "
+            "Use the release that wrote it, or train again."
+        )
+    return card
 
 
 def read_reference(store: Store, card: ModelCard) -> pa.Table:

@@ -2,7 +2,7 @@
 
 data.py          the labelled images, decoded once
 sampling.py      class-balanced batches
-augment.py       random erasing, flips, brightness
+augment.py       random erasing, crops, flips, brightness
 losses.py        the MN-pair loss
 loop.py          the training loop, on one worker or several
 checkpoints.py   so that a run that was stopped goes on
@@ -71,10 +71,11 @@ def train_rank(
     stage = run.stage("train")
     if stage.sealed:
         return
-    spec, catalog_spec = run.spec.settings.train, run.spec.settings.catalog
+    spec = run.spec.settings.train
     images = labelled_images(run)
     rows, classes = images.training_rows, images.classes
-    codes = np.array([classes.index(label) for label in images.training_labels], dtype=np.int64)
+    code_of = {label: code for code, label in enumerate(classes)}
+    codes = np.array([code_of[label] for label in images.training_labels], dtype=np.int64)
 
     # The generator is this function's own: nobody else's draws move the first weights.
     with torch.random.fork_rng(devices=[]):
@@ -86,7 +87,7 @@ def train_rank(
     if load_checkpoint(run.store, folder, state):
         logger.info("train: going on from the checkpoint at iteration %d", state.iteration)
 
-    limits = Limits(catalog_spec.min_side, catalog_spec.max_pixels)
+    limits = Limits.of(run.spec.settings.catalog)
     is_writer = exchange.rank == 0
     with (
         Pixels(images, run.spec.images, spec.input_size, limits) as pixels,

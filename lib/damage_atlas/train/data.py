@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,7 @@ class LabelledImages:
             [r["image_id"] for r in ordered],
             [r["file"] for r in ordered],
             [r["sha256"] for r in ordered],
-            [
-                None if r["tile_x"] is None else Tile(r["tile_x"], r["tile_y"], r["tile_width"], r["tile_height"])
-                for r in ordered
-            ],
+            [Tile.of_row(r) for r in ordered],
             ["+".join(r["labels"]) for r in ordered],
             [r["split"] for r in ordered],
         )
@@ -58,9 +56,11 @@ class LabelledImages:
                 f"training needs at least two classes, found {classes or 'no labels'}. Put the images of each class "
                 "into a folder of its own; for a model that exists already use `damage-atlas recluster`."
             )
-        counts = {c: sum(label == c for label in images.training_labels) for c in classes}
+        counts = Counter(images.training_labels)
         if max(counts.values()) < 2:
-            raise InputError(f"every class has a single training image ({counts}); a pair needs two of one class.")
+            raise InputError(
+                f"every class has a single training image ({dict(counts)}); a pair needs two of one class."
+            )
         return images
 
     def __len__(self) -> int:

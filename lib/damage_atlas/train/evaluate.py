@@ -44,7 +44,8 @@ def quick_knn_accuracy(network: DamageNet, pixels: Pixels, images: LabelledImage
 def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, float]:
     """Scores on the held-out split, from all of both splits; without one, an empty dict.
 
-    ``recall_at_95_specificity`` and ``auprc`` are of damage against sound, where a class says that it is sound.
+    ``damage_recall_at_95_specificity`` and ``damage_auprc`` are of damage against sound, where a class says
+    that it is sound.
     """
     train, test = images.training_rows, images.rows_of("test")
     if len(test) == 0:
@@ -53,8 +54,8 @@ def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, flo
     scores = {"knn_accuracy": knn_accuracy(vectors_ND[train], images.training_labels, vectors_ND[test], truth)}
     damaged = np.array([not is_undamaged(label) for label in images.labels])
     if 0 < damaged[train].sum() < len(train):
-        shares = damage_scores(vectors_ND[train], damaged[train], vectors_ND[test])
-        scores["damage_recall_at_95_specificity"] = recall_at_specificity(damaged[test], shares)
-        scores["damage_auprc"] = auprc(damaged[test], shares)
+        damage = damage_scores(vectors_ND[train], damaged[train], vectors_ND[test])
+        scores["damage_recall_at_95_specificity"] = recall_at_specificity(damaged[test], damage)
+        scores["damage_auprc"] = auprc(damaged[test], damage)
         scores["damage_share"] = float(damaged[test].mean())
     return scores
