@@ -20,6 +20,7 @@ from damage_atlas.spec import (
     CatalogSpec,
     RunSpec,
     Settings,
+    load_yaml,
     parse_document,
     with_overrides,
 )
@@ -46,7 +47,8 @@ GroupsOption = Annotated[
     str | None, typer.Option("--groups", help="CSV (file, group): images of a group stay in one split.")
 ]
 RunIdOption = Annotated[str | None, typer.Option("--run-id", help="Name the run, or go on with the one of that name.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Address of a run (see `history`).")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Address of a run, as `run` and `recluster` print it.")]
+_TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 KFlag = Annotated[int, typer.Option("-k", help="How many.")]
 
 
@@ -57,9 +59,11 @@ def main() -> None:
     try:
         app()
     except AtlasError as error:
-        print(f"damage-atlas: {error.message}", file=sys.stderr)
+        print(f"damage-atlas: {' '.join(error.message.split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except SystemExit as ended:
+        if ended.code != _TYPER_INTERRUPTED:
+            raise
         print("damage-atlas: stopped. The same command goes on where it stopped.", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
@@ -204,19 +208,12 @@ def search(
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="An archive file, a settings file or a run.yaml.")]) -> None:
     """Check an archive, settings or run file; misspelt keys are named."""
-    import yaml
-
-    try:
-        text = file.read_text()
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}).") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    text = _read_text(file)
+    data = load_yaml(text, file.name)
     keys = set(data) if isinstance(data, dict) else set()
     kind: type[Any] = RunSpec if "run_id" in keys else ArchiveSpec if keys & {"archive", "images"} else Settings
     parse_document(kind, text, file.name)
-    console.print(f"{file.name}: a valid {kind.__name__}", highlight=False)
+    console.print(f"{file.name}: a valid {kind.__name__}", highlight=False, markup=False)
 
 
 @app.command()
@@ -228,7 +225,7 @@ def history(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = Fals
     if as_json:
         _json(rows)
     elif not rows:
-        console.print(f"{archive} has no published version in {store}.", highlight=False)
+        console.print(f"{archive} has no published version in {store}.", highlight=False, markup=False)
     else:
         _table(rows, tuple(rows[0]))
 
@@ -306,17 +303,23 @@ def show(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
     _print(glance(Run.load(run_uri)), as_json)
 
 
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a text file.") from error
+
+
 def _settings(spec: Path | None, assignments: list[str] | None, groups: str | None, defaults: Settings) -> Settings:
     settings = defaults
     if spec is not None:
-        try:
-            settings = parse_document(Settings, spec.read_text(), spec.name)
-        except OSError as error:
-            raise InputError(f"{spec} cannot be read ({error.strerror}).") from error
+        settings = parse_document(Settings, _read_text(spec), spec.name)
     assigned = list(assignments or [])
     if groups is not None:
         location = groups if "://" in groups else str(Path(groups).absolute())
-        assigned.append(f"catalog.groups={json.dumps(location)}")
+        assigned.append(f"catalog.groups={json.dumps(location, ensure_ascii=False)}")
     return with_overrides(settings, assigned)
 
 
@@ -341,7 +344,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"report: {summary['report_uri']}", highlight=False, soft_wrap=True)
+    for name in ("run", "report"):
+        console.print(f"{name}: {summary[f'{name}_uri']}", highlight=False, soft_wrap=True, markup=False)
     if "truth" in summary:
         console.print(f"truth: {_truth_text(summary['truth'])}", highlight=False, soft_wrap=True)
 

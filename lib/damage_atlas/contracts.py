@@ -200,7 +200,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
 class Document(BaseModel):
     """A frozen JSON or YAML document; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Ledger(Document):

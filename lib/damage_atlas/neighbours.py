@@ -5,7 +5,6 @@ Axes: N vectors, Q queries, K neighbours, D dimensions. Vectors have unit length
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,11 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from damage_atlas.errors import ContractError
 from damage_atlas.store import Run
-from damage_atlas.store.runs import read_output
+from damage_atlas.store.runs import read_output, table_from_bytes
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -123,14 +121,20 @@ def read_vectors(run: Run) -> tuple[list[str], Floats]:
     artifact = run.artifact("embed")
     for name, output in artifact.outputs.items():
         if name.startswith("vectors-"):
-            tables.append(pq.read_table(io.BytesIO(read_output(run.store, output))))
+            tables.append(table_from_bytes(read_output(run.store, output)))
     dimension = artifact.facts["dimension"]
     if not tables:
         return [], np.empty((0, dimension), np.float32)
     wanted = set(_embedded_ids(run))
     table = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).sort_by("image_id")
     ids = table["image_id"].to_pylist()
-    vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != len(ids) * dimension or not np.isfinite(flat).all():
+        raise ContractError(
+            f"{run.uri}: its vectors are not {dimension} finite numbers each. Train the model again, then start a "
+            "new run."
+        )
+    vectors = flat.reshape(-1, dimension)
     # A shared part may hold images of other deliveries as well.
     keep = np.array([image_id in wanted for image_id in ids], dtype=bool)
     return [image_id for image_id, kept in zip(ids, keep, strict=True) if kept], np.ascontiguousarray(vectors[keep])

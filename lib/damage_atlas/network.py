@@ -6,12 +6,16 @@ Axes: B images, C channels, H x W pixels, K units of FC1, D embedding dimensions
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from damage_atlas.errors import ContractError
 
 CHANNELS = (8, 32, 64, 128)
 REDUCTION_UNITS = 128  # FC1, the reduction layer of equation (6)
@@ -109,6 +113,17 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """Within this block torch works with ``threads`` threads: how many there are decides the last bits of a result."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.inference_mode()
 def embed_pixels(
     network: DamageNet, pixels_BHWC: np.ndarray, batch_size: int, dtype: torch.dtype = torch.float32
@@ -131,10 +146,20 @@ def embed_pixels(
 
 
 def load_network(weights: bytes, arguments: dict[str, Any], device: torch.device | str = "cpu") -> DamageNet:
-    """A network from safetensors weights and its card's arguments, ready to embed, channels-last."""
+    """A network from safetensors weights and its card's arguments, ready to embed, channels-last.
+
+    Raises:
+        ContractError: weights and card do not fit each other.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    network = build_network(**arguments)
-    network.load_state_dict(load(weights))
+    try:
+        network = build_network(**arguments)
+        network.load_state_dict(load(weights))
+    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise ContractError(
+            f"the model's weights do not fit its card ({' '.join(str(error).split())[:200]}). Train it again."
+        ) from error
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()

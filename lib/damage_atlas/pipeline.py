@@ -53,7 +53,11 @@ def run_stage(run: Run, name: str) -> Artifact:
         run = Run(run.store, run.key, run.spec, stage.next_attempt())
         if run.attempt > 1:
             logger.info("%s: going on after an unfinished attempt", name)
-    artifact = STAGE_FUNCTIONS[name](run)
+    try:
+        artifact = STAGE_FUNCTIONS[name](run)
+    except InputError as error:
+        run.refuse(error.message)
+        raise
     if was_sealed:
         logger.info("%s: complete already, nothing to do", name)
     return artifact

@@ -25,7 +25,7 @@ class CatalogSpec(Document):
     groups: str | None = None  # CSV (file, group): what must not straddle a split
     split: Literal["group", "random"] = "group"
     test_share: float = Field(0.3, ge=0, lt=1)  # the paper's 70/30
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     tile_size: int = Field(256, ge=32)  # pixels, full resolution
     tile_overlap: int = Field(32, ge=0)
     tile_above: int = Field(1024, ge=32)  # photos with a longer side than this are cut
@@ -59,15 +59,15 @@ class TrainSpec(Document):
     brightness: float = Field(0.2, ge=0)  # not the paper's: spread of exposure between cameras
     crop_side: float = Field(1.0, gt=0, le=1)  # not the paper's: smallest side of a random crop, as a share; 1: none
     shift: float = Field(0.0, ge=0, le=0.5)  # how far a crop may reach over the edge, as a share of the side
-    input_size: int = Field(160, ge=32)
-    embedding_size: int = Field(16, ge=2)
+    input_size: int = Field(160, ge=32, le=2048)
+    embedding_size: int = Field(16, ge=2, le=4096)
     standardize: bool = False  # take each picture's own brightness and contrast out; not the paper's
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     # A global batch is cut into this many shards whose gradients are added in order; workers take whole shards,
     # so that one worker and several make bit-identical steps on a CPU.
     shards: int = Field(2, ge=1)
-    threads_per_shard: int = Field(1, ge=1)
+    threads_per_shard: int = Field(1, ge=1, le=1024)
     workers: int = Field(2, ge=1)  # Ray Train processes, one per GPU or CPU worker
     checkpoint_every: int = Field(100, ge=1)  # iterations
     evaluate_every: int = Field(250, ge=1)  # iterations
@@ -93,7 +93,7 @@ class EmbedSpec(Document):
     rows_per_part: int = Field(512, ge=1)
     precision: Literal["auto", "bf16", "float32"] = "auto"
     actors: int = Field(2, ge=1)
-    threads_per_actor: int = Field(1, ge=1)
+    threads_per_actor: int = Field(1, ge=1, le=1024)
 
 
 class IndexSpec(Document):
@@ -109,12 +109,12 @@ class ClusterSpec(Document):
 
     perplexity: float = Field(30.0, gt=1)
     map_iterations: int = Field(750, ge=250)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     eps: float | Literal["auto"] = "auto"  # map units; the paper's is 3
     # Silhouette in the embedding from which a cluster's parts become clusters; null: DBSCAN alone, as in the paper.
     split_apart: float | None = Field(0.5, ge=-1, le=1)
     min_neighbours: int = Field(10, ge=1)
-    threads: int = Field(2, ge=1)
+    threads: int = Field(2, ge=1, le=1024)
 
     @field_validator("eps")
     @classmethod
@@ -212,13 +212,18 @@ def parse_document(kind: type[D], text: str, where: str) -> D:
     Raises:
         SpecError: one line naming the key, with the nearest right key where one is misspelt.
     """
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    data = load_yaml(text, where)
     if not isinstance(data, dict):
         raise SpecError(f"{where}: expected a mapping of settings, found {type(data).__name__}.")
     return build_document(kind, data, where)
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """What YAML (or JSON) text says; SpecError with one line when it says nothing that can be read."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, say
+        raise SpecError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def build_document(kind: type[D], data: dict[str, Any], where: str) -> D:
@@ -252,7 +257,7 @@ def with_overrides(document: D, assignments: list[str], where: str = "--set") ->
             if not isinstance(child, dict):
                 raise SpecError(f"{where} {assignment}: {section} is not a section.")
             target = child
-        target[key] = yaml.safe_load(value)
+        target[key] = load_yaml(value, f"{where} {path}")
     return build_document(type(document), data, where)
 
 

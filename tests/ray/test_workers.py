@@ -110,8 +110,9 @@ def assert_equal_results(a: Run, b: Run) -> None:
     for stage, names in TABLES.items():
         for name in names:
             assert a.read_table(stage, name).equals(b.read_table(stage, name)), f"{stage}/{name}"
-    weights = [run.artifact("train").outputs["model.safetensors"].sha256 for run in (a, b)]
-    assert weights[0] == weights[1]
+    for name in ("model.safetensors", "reference.parquet"):
+        digests = [run.artifact("train").outputs[name].sha256 for run in (a, b)]
+        assert digests[0] == digests[1], name
     vectors = [
         sorted(o.sha256 for name, o in run.artifact("embed").outputs.items() if name.startswith("vectors-"))
         for run in (a, b)

@@ -67,7 +67,7 @@ def list_images(store: Store, skip: str | None = None) -> Listing:
         if not store.folder.is_dir():
             what = "is not a folder" if store.folder.exists() else "is not there"
             raise InputError(f"images: {store.folder} {what}. Give the folder that holds the images.")
-        for name, listed in _walk(str(store.folder), "", os.path.realpath(store.folder), skip):
+        for name, listed in _walk(str(store.folder), os.path.realpath(store.folder), skip):
             if listed is None:
                 listing.ignored.append(escape_name(name))
             else:
@@ -90,28 +90,34 @@ def _is_picture_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
-def _walk(folder: str, prefix: str, root: str, skip: str | None) -> Iterator[tuple[str, ListedFile | None]]:
-    """(relative name, file) of all below ``folder``; None for a folder that is not entered."""
+def _walk(top: str, root: str, skip: str | None) -> Iterator[tuple[str, ListedFile | None]]:
+    """(relative name, file) of all below ``top``, in no order; None for a folder that is not entered."""
+    waiting = [(top, "")]  # a list, not recursion: folders may lie deeper than Python's stack
+    while waiting:
+        folder, prefix = waiting.pop()
+        for entry in _entries(folder):
+            name = prefix + entry.name
+            if entry.is_symlink():
+                yield _follow(entry.path, name, root)
+            elif entry.is_dir():
+                hidden = entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS
+                if hidden or name == skip:
+                    yield f"{name}/", None
+                else:
+                    waiting.append((entry.path, f"{name}/"))
+            else:
+                yield name, _listed(name, entry)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            found = list(entries)
+            return list(entries)
     except OSError as error:
         raise StoreError(
             f"{escape_name(folder)} cannot be listed ({error.strerror}). Check its permissions.",
             retryable=not isinstance(error, PermissionError),
         ) from error
-    for entry in found:
-        name = prefix + entry.name
-        if entry.is_symlink():
-            yield _follow(entry.path, name, root)
-        elif entry.is_dir():
-            hidden = entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS
-            if hidden or name == skip:
-                yield f"{name}/", None
-            else:
-                yield from _walk(entry.path, f"{name}/", root, skip)
-        else:
-            yield name, _listed(name, entry)
 
 
 def _follow(path: str, name: str, root: str) -> tuple[str, ListedFile | None]:

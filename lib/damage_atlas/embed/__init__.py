@@ -1,6 +1,7 @@
 """Embed: a vector for every image that has none yet; equal pixels are embedded once.
 
 plan.py   who embeds what, from what is stored
+part.py   a part as an object that proves itself
 work.py   decode, preprocess, forward one part
 seal.py   every observation accounted for
 """

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from damage_atlas.contracts import ModelCard
+from damage_atlas.embed.part import read_part
 from damage_atlas.errors import ContractError
 from damage_atlas.images import TILE_COLUMNS
 from damage_atlas.parts import plan_parts
@@ -84,4 +82,4 @@ def unique_images(run: Run) -> dict[str, ImageRow]:
 
 
 def _ids_of(store: Store, key: str) -> set[str]:
-    return set(pq.read_table(io.BytesIO(store.read(key)), columns=["image_id"])["image_id"].to_pylist())
+    return set(read_part(store.read(key), store.uri(key))[0]["image_id"].to_pylist())

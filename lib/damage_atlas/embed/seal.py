@@ -7,6 +7,7 @@ from collections import Counter
 import pyarrow as pa
 
 from damage_atlas.contracts import FAILED, Artifact, Ledger, Output
+from damage_atlas.embed.part import read_part
 from damage_atlas.embed.plan import EmbedPlan
 from damage_atlas.embed.work import PartResult
 from damage_atlas.errors import ContractError
@@ -30,6 +31,7 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
         )
     for key in plan.reused_keys:
         data = run.store.read(key)
+        read_part(data, run.store.uri(key))  # nothing is sealed that is not what its maker wrote
         stage.adopt(key.rsplit("/", 1)[1], Output(key=key, sha256=sha256(data), size_bytes=len(data)))
     for key, result in made.items():
         stage.adopt(key.rsplit("/", 1)[1], result.output)

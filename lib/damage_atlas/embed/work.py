@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import json
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from damage_atlas.contracts import Output, vectors_schema
+from damage_atlas.embed.part import part_bytes, read_part
 from damage_atlas.embed.plan import ImageRow, VectorPart, model_of
 from damage_atlas.errors import ObjectNotFoundError
 from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, preprocess
 from damage_atlas.network import embed_pixels, load_network, resolve_precision
-from damage_atlas.store import Run
+from damage_atlas.store import Run, Store
 from damage_atlas.store.objects import sha256
-from damage_atlas.store.runs import read_output, table_bytes
+from damage_atlas.store.runs import read_output
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,17 @@ class EmbedPart:
         torch.set_num_threads(self.spec.threads_per_actor)
         store = self.run.store
         with suppress(ObjectNotFoundError):
-            return _stored(part, store.read(part.key))
+            return _stored(store, part.key, store.read(part.key))
         kept, pixels, failed = self._decode(part.rows)
         vectors = embed_pixels(self.network, pixels, self.spec.batch_size, self.dtype)
         size = self.network.embedding_size
         table = pa.Table.from_arrays(
             [pa.array(kept, pa.string()), pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size)],
-            schema=vectors_schema(size).with_metadata({"failed": json.dumps(failed)}),
+            schema=vectors_schema(size),
         )
-        data = table_bytes(table)
+        data = part_bytes(table, failed)
         store.create_same(part.key, data)
-        return _stored(part, data)
+        return _stored(store, part.key, data)
 
     def _decode(self, rows: tuple[ImageRow, ...]) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
         reader = PhotoReader(self.run.spec.images, self.limits)
@@ -93,8 +91,7 @@ class EmbedPart:
         return kept, pixels[: len(kept)], failed
 
 
-def _stored(part: VectorPart, data: bytes) -> PartResult:
-    file = pq.ParquetFile(io.BytesIO(data))
-    failed = json.loads((file.schema_arrow.metadata or {}).get(b"failed", b"[]"))
-    output = Output(key=part.key, sha256=sha256(data), size_bytes=len(data), rows=file.metadata.num_rows)
+def _stored(store: Store, key: str, data: bytes) -> PartResult:
+    table, failed = read_part(data, store.uri(key))
+    output = Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=table.num_rows)
     return PartResult(output, tuple(failed))

@@ -67,7 +67,11 @@ def verify_run(run: Run, map_parts: MapParts = map_in_threads) -> list[str]:
     for name in run.spec.stages:
         if name == "publish":
             continue
-        artifact = run.stage(name).sealed
+        try:
+            artifact = run.stage(name).sealed
+        except ContractError as error:
+            problems.append(error.message)
+            continue
         if artifact is None:
             problems.append(f"stage {name} is not complete")
             continue

@@ -6,9 +6,9 @@ starting.py   what was asked for becomes a complete run.yaml
 versions.py   version records and model promotions: numbered, created once
 """
 
-from damage_atlas.store.objects import ObjectInfo, Store
+from damage_atlas.store.objects import ObjectInfo, Store, absolute
 from damage_atlas.store.runs import Run, Stage, open_run
-from damage_atlas.store.starting import absolute, start_run
+from damage_atlas.store.starting import start_run
 from damage_atlas.store.versions import (
     current_version,
     list_versions,

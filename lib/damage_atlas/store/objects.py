@@ -6,8 +6,10 @@ The one thing asked of a store is put-if-absent: a hard link that fails on a fol
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
 
@@ -45,6 +47,8 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         text = str(root)
+        if not text or text.startswith("s3:/") and not text.startswith("s3://"):
+            raise InputError(f"{text!r} is not a place: give a folder, file:///folder or s3://bucket/prefix.")
         scheme, separator, _ = text.partition("://")
         self._backend: _Backend
         if separator and scheme == "s3":
@@ -54,7 +58,7 @@ class Store:
             self._backend = _S3Backend(parts.netloc, parts.path.strip("/"))
             self.root = text.rstrip("/")
         elif separator and scheme == "file":
-            self._backend = _FolderBackend(Path(unquote(urlsplit(text).path)))
+            self._backend = _FolderBackend(Path(os.fsdecode(unquote_to_bytes(urlsplit(text).path))))
             self.root = self._backend.folder.as_uri()
         elif separator:
             raise InputError(f"{text}: a store is file:///folder or s3://bucket/prefix, not {scheme}://.")
@@ -132,6 +136,17 @@ class Store:
         return self._backend.arrow_filesystem()
 
 
+def absolute(location: str) -> str:
+    """An address that means the same from any folder: a path becomes absolute, an s3:// prefix stays.
+
+    Raises:
+        InputError: an empty one, which would silently mean the current folder.
+    """
+    if not location:
+        raise InputError("an empty address: give a folder, file:///folder or s3://bucket/prefix.")
+    return location if "://" in location else str(Path(location).absolute())
+
+
 def sha256(data: bytes) -> str:
     """SHA-256, hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -160,10 +175,18 @@ class _FolderBackend:
     def read(self, key: str) -> bytes:
         path = self.folder / key
         try:
-            return path.read_bytes()
+            # Not to block on a pipe, whose other end nobody opens.
+            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise InputError(f"{path} is not a regular file.")
+                return stream.read()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ObjectNotFoundError(f"{path} is not there.") from error
+        except IsADirectoryError as error:
+            raise InputError(f"{path} is a folder, not a file.") from error
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                raise InputError(f"{path} cannot be read ({error.strerror}).") from error
             raise StoreError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
 
     def exists(self, key: str) -> bool:
@@ -185,8 +208,10 @@ class _FolderBackend:
         except FileExistsError as error:
             raise ObjectExistsError(f"{path} exists already.") from error
         except OSError as error:
+            # A file stands where a folder is needed: no retry helps, and neither permissions nor space are amiss.
             raise StoreError(
-                f"{path} cannot be written ({error.strerror}). Check the folder's permissions and free space."
+                f"{path} cannot be written ({error.strerror}). Check the folder's permissions and free space.",
+                retryable=not isinstance(error, NotADirectoryError),
             ) from error
         finally:
             if temporary is not None:
@@ -218,22 +243,27 @@ class _S3Backend:
     def __init__(self, bucket: str, prefix: str) -> None:
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         self.bucket = bucket
         self.prefix = prefix
         # A session of its own: the default one keeps the first credentials it saw, and is not safe across threads.
-        self._client: Any = boto3.session.Session().client(
-            "s3",
-            config=Config(
-                retries={"mode": "standard", "max_attempts": 8},
-                connect_timeout=10,
-                read_timeout=60,
-                max_pool_connections=32,
-                # Servers other than Amazon's do not all know the newer default checksums.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
+        settings = Config(
+            retries={"mode": "standard", "max_attempts": 8},
+            connect_timeout=10,
+            read_timeout=60,
+            max_pool_connections=32,
+            # Servers other than Amazon's do not all know the newer default checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
+        try:
+            self._client: Any = boto3.session.Session().client("s3", config=settings)
+        except (BotoCoreError, ValueError) as error:
+            raise InputError(
+                f"s3://{bucket}: {' '.join(str(error).split())}. Check AWS_ENDPOINT_URL_S3, AWS_PROFILE and "
+                "AWS_DEFAULT_REGION."
+            ) from error
 
     def _path(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -303,7 +333,7 @@ class _S3Backend:
             paginator = self._client.get_paginator("list_objects_v2")
             yield from paginator.paginate(Bucket=self.bucket, **arguments)
         except (BotoCoreError, ClientError) as error:
-            raise self._failure(arguments["Prefix"], error) from error
+            raise self._failure(arguments["Prefix"].removeprefix(f"{self.prefix}/"), error) from error
 
     def delete(self, key: str) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -338,7 +368,8 @@ class _S3Backend:
             )
         if status == 404:
             return StoreError(f"{where}: bucket {self.bucket} is not there. Create it first.", retryable=False)
-        return StoreError(f"{where}: {' '.join(str(error).split())}. Check AWS_ENDPOINT_URL_S3 and the server.")
+        check = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "redentials" in str(error) else "AWS_ENDPOINT_URL_S3"
+        return StoreError(f"{where}: {' '.join(str(error).split())}. Check {check} and the server.")
 
 
 def _status(error: Exception) -> int | None:

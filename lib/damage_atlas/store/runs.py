@@ -9,19 +9,24 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
 from damage_atlas.contracts import SCHEMA_VERSION, STAGES, TABLES, Artifact, Output
 from damage_atlas.errors import ContractError, ObjectExistsError, ObjectNotFoundError, SpecError
 from damage_atlas.spec import RunSpec, changed_keys, dump_yaml, parse_document
-from damage_atlas.store.objects import Store, sha256
+from damage_atlas.store.objects import Store, absolute, sha256
+
+D = TypeVar("D", bound=BaseModel)
 
 # Settled when a run is first opened; a second opening takes what is written.
 _RESOLVED = ("model_version", "previous_version")
@@ -57,7 +62,7 @@ def open_run(store: Store, spec: RunSpec, attempt: int = 1) -> Run:
     try:
         store.create(f"{key}/run.yaml", dump_yaml(spec).encode())
     except ObjectExistsError:
-        found = parse_document(RunSpec, store.read(f"{key}/run.yaml").decode(), store.uri(f"{key}/run.yaml"))
+        found = read_run_spec(store, key)
         wanted = spec.model_copy(update={name: getattr(found, name) for name in _RESOLVED})
         if changed := changed_keys(found, wanted):
             raise SpecError(
@@ -92,15 +97,24 @@ class Run:
         root, key = _split_run_uri(run_uri)
         store = Store(root)
         try:
-            text = store.read(f"{key}/run.yaml").decode()
+            return cls(store, key, read_run_spec(store, key), attempt)
         except ObjectNotFoundError as error:
             raise SpecError(f"{run_uri}: no run.yaml there, so this is not a run. Check the address.") from error
-        return cls(store, key, parse_document(RunSpec, text, f"{run_uri}/run.yaml"), attempt)
 
     @property
     def uri(self) -> str:
         """The run's address."""
         return self.store.uri(self.key)
+
+    def refuse(self, why: str) -> None:
+        """Note that this run cannot be completed with the images it has found: the same command starts a new one."""
+        with suppress(ObjectExistsError):
+            self.store.create(f"{self.key}/refused.json", json.dumps({"why": why}).encode())
+
+    @property
+    def refused(self) -> bool:
+        """Whether ``refuse`` was called."""
+        return self.store.exists(f"{self.key}/refused.json")
 
     def stage(self, name: str) -> Stage:
         """The folder of one stage."""
@@ -128,7 +142,7 @@ class Run:
 
     def read_table(self, stage: str, name: str) -> pa.Table:
         """A table of a sealed stage, checked against its digest."""
-        return pq.read_table(io.BytesIO(self.read(stage, name)))
+        return table_from_bytes(self.read(stage, name))
 
     def previous(self) -> Run | None:
         """The run that was the archive's current version when this one was opened."""
@@ -155,6 +169,43 @@ def read_output(store: Store, output: Output) -> bytes:
             f"{store.uri(output.key)} is not what was sealed (SHA-256 differs). Restore it from a backup."
         )
     return data
+
+
+def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table of a Parquet object.
+
+    On this thread alone: a thread of Arrow's that still holds ``data`` when the interpreter ends aborts the process.
+    """
+    return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False, pre_buffer=False)
+
+
+def read_document(store: Store, key: str, kind: type[D]) -> D:
+    """A JSON record of the store.
+
+    Raises:
+        ObjectNotFoundError: nothing has this name.
+        ContractError: what is there is not such a record.
+    """
+    try:
+        return kind.model_validate_json(store.read(key))
+    except ValidationError as error:
+        raise ContractError(f"{store.uri(key)} is damaged: not a {kind.__name__}. Restore it from a backup.") from error
+
+
+def read_run_spec(store: Store, key: str) -> RunSpec:
+    """``run.yaml`` of the run at ``key``.
+
+    Raises:
+        ObjectNotFoundError: there is no run.
+        ContractError: its run.yaml is damaged.
+        SpecError: its settings are not valid.
+    """
+    where = store.uri(f"{key}/run.yaml")
+    try:
+        text = store.read(f"{key}/run.yaml").decode()
+    except UnicodeDecodeError as error:
+        raise ContractError(f"{where} is damaged: not text. Restore it from a backup.") from error
+    return parse_document(RunSpec, text, where)
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -189,7 +240,7 @@ class Stage:
         """The artifact, when the stage is complete."""
         key = f"{self.run.key}/{self.name}/artifact.json"
         try:
-            artifact = Artifact.model_validate_json(self.run.store.read(key))
+            artifact = read_document(self.run.store, key, Artifact)
         except ObjectNotFoundError:
             return None
         if artifact.schema_version != SCHEMA_VERSION:
@@ -205,7 +256,8 @@ class Stage:
         for item in self.run.store.list(f"{self.run.key}/{self.name}"):
             part = item.key.removeprefix(f"{self.run.key}/{self.name}/").split("/")[0]
             if part != "plan.json":
-                attempts.add(int(part.removeprefix("attempt-")) if part.startswith("attempt-") else 1)
+                number = re.fullmatch(r"attempt-(\d+)", part, re.ASCII)
+                attempts.add(int(number[1]) if number else 1)
         return max(attempts) + 1
 
     def plan(self, document: dict[str, Any]) -> dict[str, Any]:
@@ -282,7 +334,7 @@ class Stage:
 
 
 def _split_run_uri(run_uri: str) -> tuple[str, str]:
-    trimmed = run_uri.rstrip("/")
+    trimmed = absolute(run_uri).rstrip("/")
     for marker, depth in (("/archives/", 3), ("/models/", 2)):
         root, found, rest = trimmed.rpartition(marker)
         if found and rest.count("/") + 1 == depth:

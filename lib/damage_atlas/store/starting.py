@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from damage_atlas.contracts import RunKind
 from damage_atlas.errors import ObjectNotFoundError
-from damage_atlas.spec import RunSpec, Settings, build_document, changed_keys, parse_document
-from damage_atlas.store.objects import Store
-from damage_atlas.store.runs import Run, new_run_id, open_run, run_key
+from damage_atlas.spec import RunSpec, Settings, build_document, changed_keys
+from damage_atlas.store.objects import Store, absolute
+from damage_atlas.store.runs import Run, new_run_id, open_run, read_run_spec, run_key
 from damage_atlas.store.versions import current_version, resolve_model
 
 _FREE = ("run_id", "model_version", "previous_version")
@@ -59,11 +57,6 @@ def start_run(
     return unfinished if unfinished is not None else _open_new(store, spec)
 
 
-def absolute(location: str) -> str:
-    """An address that means the same from any folder: a path becomes absolute, an s3:// prefix stays."""
-    return location if "://" in location else str(Path(location).absolute())
-
-
 def _open_new(store: Store, spec: RunSpec) -> Run:
     # Two runs started within one second: the later one takes the next free name.
     base, number = spec.run_id, 1
@@ -80,11 +73,12 @@ def _unfinished_like(store: Store, wanted: RunSpec) -> Run | None:
     for run_id in reversed(run_ids):
         key = f"{folder}/{run_id}"
         try:
-            text = store.read(f"{key}/run.yaml").decode()
+            found = read_run_spec(store, key)
         except ObjectNotFoundError:
             continue
-        found = parse_document(RunSpec, text, store.uri(f"{key}/run.yaml"))
         run = Run(store, key, found)
+        if run.refused:
+            continue
         if run.stage(last).sealed is not None:
             return None  # finished: what is older is history
         same_base = found.previous_version == wanted.previous_version

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import io
-
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from damage_atlas.contracts import SCHEMA_VERSION, Ledger, ModelCard, Promotion, VersionRecord
 from damage_atlas.errors import ContractError, InputError, ObjectExistsError, ObjectNotFoundError, PublishConflictError
 from damage_atlas.spec import check_name
 from damage_atlas.store.objects import Store
-from damage_atlas.store.runs import Run, read_output
+from damage_atlas.store.runs import Run, read_document, read_output, table_from_bytes
 
 
 def list_versions(store: Store, archive: str) -> list[int]:
-    """Numbers of the archive's versions, ascending."""
+    """Numbers of the archive's versions, ascending.
+
+    Raises:
+        InputError: no name of an archive.
+    """
+    try:
+        check_name(archive)
+    except ValueError as error:
+        raise InputError(f"archive {error}.") from error
     return _numbers(store, f"archives/{archive}/versions")
 
 
@@ -36,7 +41,7 @@ def read_version(store: Store, archive: str, version: int | None = None) -> Vers
     if number is None:
         raise InputError(f"archive {archive} has no published version in {store.root}. Run it first.")
     try:
-        return VersionRecord.model_validate_json(store.read(f"archives/{archive}/versions/{number:08d}.json"))
+        return read_document(store, f"archives/{archive}/versions/{number:08d}.json", VersionRecord)
     except ObjectNotFoundError:
         known = list_versions(store, archive)
         raise InputError(f"archive {archive} has no version {number}; it has {known or 'none'}.") from None
@@ -99,8 +104,7 @@ def resolve_model(store: Store, reference: str) -> ModelCard:
         numbers = _numbers(store, f"models/{name}/promotions")
         if not numbers:
             raise InputError(f"model {name} has no promoted version in {store.root}. Train it first.")
-        record = store.read(f"models/{name}/promotions/{numbers[-1]:08d}.json")
-        version = Promotion.model_validate_json(record).version
+        version = read_document(store, f"models/{name}/promotions/{numbers[-1]:08d}.json", Promotion).version
     return load_model_card(store, name, version)
 
 
@@ -113,13 +117,9 @@ def load_model_card(store: Store, model: str, version: str) -> ModelCard:
     """
     key = f"models/{model}/{version}/model.json"
     try:
-        card = ModelCard.model_validate_json(store.read(key))
+        card = read_document(store, key, ModelCard)
     except ObjectNotFoundError:
         raise InputError(f"model {model}@{version} is not in {store.root}, or its training did not finish.") from None
-    except ValidationError as error:
-        raise ContractError(
-            f"{store.uri(key)} is not a model card. Restore it from a backup, or train again."
-        ) from error
     if card.schema_version != SCHEMA_VERSION:
         raise ContractError(
             f"{store.uri(key)} has schema version {card.schema_version}; this program reads {SCHEMA_VERSION}. "
@@ -130,12 +130,12 @@ def load_model_card(store: Store, model: str, version: str) -> ModelCard:
 
 def read_reference(store: Store, card: ModelCard) -> pa.Table:
     """Vectors and labels of the images a model was trained on."""
-    return pq.read_table(io.BytesIO(read_output(store, card.reference)))
+    return table_from_bytes(read_output(store, card.reference))
 
 
 def _numbers(store: Store, prefix: str) -> list[int]:
     names = (item.key.rsplit("/", 1)[1].removesuffix(".json") for item in store.list(prefix))
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def _json(document: BaseModel) -> bytes:

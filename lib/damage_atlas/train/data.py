@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from damage_atlas.errors import InputError
+from damage_atlas.errors import InputError, StoreError
 from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, preprocess
 
 Ints = NDArray[np.int64]
@@ -95,12 +97,19 @@ class Pixels:
     def __init__(self, images: LabelledImages, images_root: str, input_size: int, limits: Limits) -> None:
         self.images, self.images_root, self.input_size, self.limits = images, images_root, input_size, limits
         self._folder = tempfile.TemporaryDirectory(prefix="damage-atlas-pixels-")
-        self._pixels = np.memmap(
-            Path(self._folder.name) / "pixels.u8",
-            np.uint8,
-            "w+",
-            shape=(max(len(images), 1), input_size, input_size, 3),
-        )
+        shape = (max(len(images), 1), input_size, input_size, 3)
+        path = Path(self._folder.name) / "pixels.u8"
+        try:
+            with path.open("wb") as file:
+                # All of it now: a sparse file on a full disk kills the process at the first page that has no room.
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            self._folder.cleanup()
+            raise StoreError(
+                f"{self._folder.name} has no room for {math.prod(shape):,} bytes of pixels ({error.strerror}). Free "
+                "some, or let TMPDIR name another folder."
+            ) from error
+        self._pixels = np.memmap(path, np.uint8, "r+", shape=shape)
         self._decoded = np.zeros(len(images), bool)
         self._pool = ThreadPoolExecutor(max_workers=2)
 

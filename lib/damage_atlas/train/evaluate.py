@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damage_atlas.metrics import auprc, damage_scores, is_undamaged, knn_accuracy, recall_at_specificity
-from damage_atlas.network import DamageNet, embed_pixels, resolve_precision
+from damage_atlas.network import DamageNet, embed_pixels, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.data import LabelledImages, Pixels
 
@@ -20,10 +20,11 @@ _ROWS_AT_ONCE = 512
 def embed_rows(network: DamageNet, pixels: Pixels, rows: Ints, spec: TrainSpec) -> Floats:
     """Embeddings of ``rows`` as the embed stage would make them: len(rows) x D."""
     dtype = resolve_precision(spec.precision, next(network.parameters()).device)
-    parts = [
-        embed_pixels(network, pixels[rows[start : start + _ROWS_AT_ONCE]], 64, dtype)
-        for start in range(0, len(rows), _ROWS_AT_ONCE)
-    ]
+    with fixed_threads(spec.threads_per_shard):
+        parts = [
+            embed_pixels(network, pixels[rows[start : start + _ROWS_AT_ONCE]], 64, dtype)
+            for start in range(0, len(rows), _ROWS_AT_ONCE)
+        ]
     return np.concatenate(parts) if parts else np.empty((0, network.embedding_size), np.float32)
 
 

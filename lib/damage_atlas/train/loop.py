@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from damage_atlas.network import DamageNet, resolve_precision
+from damage_atlas.errors import InputError
+from damage_atlas.network import DamageNet, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment
 from damage_atlas.train.data import Pixels
@@ -124,7 +124,7 @@ class Trainer:
         """Run iterations up to ``until``; the next batch is decoded and augmented while one is computed."""
         lanes = len(self.shards) if self.device.type == "cpu" else 1
         with (
-            _fixed_threads(self.spec.threads_per_shard),
+            fixed_threads(self.spec.threads_per_shard),
             ThreadPoolExecutor(
                 lanes, initializer=torch.set_num_threads, initargs=(self.spec.threads_per_shard,)
             ) as pool,
@@ -185,6 +185,11 @@ class Trainer:
         if self.second_views:
             twice, second = shards[:, : self.second_views].flatten(0, 1), shards[:, self.shard_size :].flatten(0, 1)
             loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature)
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"training diverged: the loss is {float(loss.detach())} at iteration {state.iteration + 1}. Lower "
+                f"train.learning_rate (now {spec.learning_rate:g}) and start again."
+            )
         (gradient,) = torch.autograd.grad(loss, gathered)
         rows_each = self.shard_size + self.second_views
         own = gradient[self.shards.start * rows_each : self.shards.stop * rows_each].split(rows_each)
@@ -225,13 +230,3 @@ def _mean_cosines(unit_BD: Tensor, labels_B: Tensor) -> tuple[float, float]:
     same = labels_B[:, None] == labels_B[None, :]
     pairs = ~torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
     return float(similarities[same & pairs].mean()), float(similarities[~same].mean())
-
-
-@contextmanager
-def _fixed_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
