@@ -75,9 +75,9 @@ def _start(vectors_ND: Floats, near: Neighbours, start_N2: NDArray[np.float64] |
 
 
 def _principal_plane(vectors_ND: Floats) -> NDArray[np.float64]:
-    centred = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0, dtype=np.float64)
     if len(vectors_ND) == 0:
         return np.zeros((0, 2))
+    centred = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0, dtype=np.float64)
     values, directions = np.linalg.eigh(centred.T @ centred)
     plane = directions[:, np.argsort(values)[::-1][:2]]
     # A direction's sign is arbitrary; fix it by its largest component.

@@ -1,0 +1,82 @@
+"""Scores against their definitions, and where they are not defined."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from damage_atlas.metrics import (
+    agreement,
+    auprc,
+    damage_scores,
+    is_undamaged,
+    knn_accuracy,
+    knn_predict,
+    recall_at_specificity,
+)
+
+
+def unit(n: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(n, 4))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_knn_is_a_vote_whose_ties_the_nearer_side_wins() -> None:
+    reference, labels, queries = unit(40, 0), ["a", "b", "c", "b"] * 10, unit(25, 1)
+    predicted = knn_predict(reference, labels, queries, k=5)
+    for q, query in enumerate(queries):
+        near = sorted(range(40), key=lambda i: -float(reference[i] @ query))[:5]
+        votes = Counter(labels[i] for i in near)
+        nearness = {name: sum(float(reference[i] @ query) for i in near if labels[i] == name) for name in votes}
+        assert predicted[q] == max(votes, key=lambda name: (votes[name], nearness[name]))
+
+
+def test_without_reference_or_queries_there_is_no_accuracy() -> None:
+    assert math.isnan(knn_accuracy(unit(3, 0), ["a"] * 3, unit(0, 1), []))
+    assert math.isnan(knn_accuracy(unit(0, 0), [], unit(2, 1), ["a", "b"]))
+    assert knn_predict(unit(0, 0), [], unit(2, 1)).tolist() == ["", ""]
+    assert knn_accuracy(unit(3, 0), ["a"] * 3, unit(2, 1), ["a", "b"]) == 0.5
+
+
+def test_recall_at_specificity_is_the_best_threshold_of_all() -> None:
+    rng = np.random.default_rng(2)
+    damaged = rng.random(200) < 0.3
+    scores = rng.normal(size=200) + damaged
+    best = 0.0
+    for threshold in np.append(scores, np.inf):
+        flagged = scores >= threshold
+        if (~flagged[~damaged]).mean() >= 0.95:
+            best = max(best, flagged[damaged].mean())
+    assert recall_at_specificity(damaged, scores) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("damaged", [np.ones(4, bool), np.zeros(4, bool)])
+def test_one_sided_truth_has_no_score(damaged: np.ndarray) -> None:
+    assert math.isnan(recall_at_specificity(damaged, np.arange(4.0)))
+    assert math.isnan(auprc(damaged, np.arange(4.0)))
+
+
+def test_damage_scores_are_differences_of_mean_similarity() -> None:
+    reference, damaged, queries = unit(30, 3), np.arange(30) % 3 == 0, unit(6, 4)
+    scores = damage_scores(reference, damaged, queries, k=2)
+    for q, query in enumerate(queries):
+        sides = [np.sort(reference[rows] @ query)[-2:].mean() for rows in (damaged, ~damaged)]
+        assert scores[q] == pytest.approx(sides[0] - sides[1], abs=1e-6)
+
+
+def test_agreement_takes_noise_for_a_group_and_any_kind_of_name() -> None:
+    assert agreement(["a", "a", "b", "b"], [1, 1, None, None]) == {"ari": 1.0, "nmi": 1.0}
+    assert agreement(["a", "b", "a", "b"], [1, 1, 1, 1])["ari"] == 0.0
+
+
+@pytest.mark.parametrize("label", ["sound", "deck_non_crack", "Normal", "no damage", "OK"])
+def test_words_for_undamaged(label: str) -> None:
+    assert is_undamaged(label)
+
+
+@pytest.mark.parametrize("label", ["crack", "nodule", "normality", "background_loss", "abnormal", "soundhole"])
+def test_words_that_only_look_like_it(label: str) -> None:
+    assert is_undamaged(label) == (label == "background_loss")
