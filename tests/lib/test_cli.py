@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,10 +51,22 @@ def test_help_names_the_commands(atlas) -> None:  # type: ignore[no-untyped-def]
         (["--images", "{images}", "--spec", "{tmp}/none.yaml"], "cannot be read"),
         (["--images", "{images}", "--archive", "a/b"], "is not a name"),
         (["--images", "{images}", "--groups", "{tmp}/none.csv"], "none.csv"),
+        (["--images", "{images}", "--groups", "{tmp}/empty"], "is a folder"),
+        (["--images", "{images}", "--groups", "{tmp}/pipe"], "not a regular file"),
+        (["--images", ""], "empty address"),
+        (["--images", "{images}", "--archive", "../x"], "is not a name"),
+        (["--images", "{images}", "--set", "train.iterations=["], "not valid YAML"),
+        (["--images", "{images}", "--set", "train.iterations=2020-13-45"], "not valid YAML"),
+        (["--images", "{images}", "--set", "train.seed=-1"], "train.seed"),
+        (["--images", "{images}", "--set", "cluster.eps=.nan"], "cluster.eps"),
+        (["--images", "{images}", "--set", "train.learning_rate=.inf"], "train.learning_rate"),
+        (["--images", "{images}", "--set", "train.input_size=1000000"], "train.input_size"),
+        (["--images", "{images}", "--spec", "{images}/across/000.png"], "not a text file"),
     ],
 )
 def test_mistakes_in_run(atlas, images: Path, tmp_path: Path, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     filled = [a.format(tmp=tmp_path, images=images) for a in arguments]
     code, _, err = atlas("run", "--store", tmp_path / "store", *filled)
     last = err.strip().splitlines()[-1]
@@ -99,3 +116,79 @@ def test_check_names_misspelt_keys(atlas, tmp_path: Path) -> None:  # type: igno
     file.write_text("archive: north\nimages: /i\nmodel: m\nshedule: '0 2 * * *'\n")
     code, _, err = atlas("check", file)
     assert code == 2 and "shedule is not a setting. Did you mean schedule?" in err
+
+
+def test_a_run_refused_for_its_images_is_not_continued(atlas, images: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Following the advice of the error must help."""
+    lone = tmp_path / "lone"
+    shutil.copytree(images / "across", lone / "across")
+    small = ["--set", "train.input_size=32", "--set", "train.batch_size=6", "--set", "train.iterations=2"]
+    command = ["run", "--images", lone, "--store", tmp_path / "s", *small]
+    code, _, err = atlas(*command)
+    assert code == 2 and "at least two classes" in err
+    shutil.copytree(images / "down", lone / "down")
+    code, out, err = atlas(*command)
+    assert code == 0 and "12 listed = 12 embedded" in out, err
+
+
+@pytest.fixture
+def published(atlas, images: Path, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
+    small = ["--set", "train.input_size=32", "--set", "train.batch_size=6", "--set", "train.iterations=2"]
+    code, _, err = atlas("run", "--images", images, "--store", tmp_path / "s", "--archive", "a", *small)
+    assert code == 0, err
+    return tmp_path / "s"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["archives/a/versions/*.json", "archives/a/runs/*/cluster/artifact.json", "archives/a/runs/*/run.yaml",
+     "models/a/promotions/*.json", "models/a/*/model.json"],
+)  # fmt: skip
+def test_damaged_records_end_in_one_line(atlas, published: Path, images: Path, pattern: str) -> None:  # type: ignore[no-untyped-def]
+    (record,) = published.glob(pattern)
+    record.write_bytes(b"\xff{" + record.read_bytes()[10:])
+    for command in (
+        ("verify", "--store", published, "--archive", "a"),
+        ("recluster", "--store", published, "--archive", "a", "--images", images, "--model", "a"),
+    ):
+        code, out, err = atlas(*command)
+        assert "Traceback" not in err
+        assert code in (0, 1) and (code == 0 or "damaged" in out + err or "was changed" in out + err), (command, err)
+
+
+def test_damaged_vectors_are_not_reused(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]
+    (part,) = published.glob("archives/a/vectors/*/*.parquet")
+    data = bytearray(part.read_bytes())
+    data[300] ^= 0xFF
+    part.write_bytes(data)
+    code, _, err = atlas("recluster", "--store", published, "--archive", "a", "--images", images, "--model", "a")
+    assert code == 1 and "is damaged" in err and "delete it" in err
+
+
+def test_a_model_whose_weights_do_not_fit_its_card(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]
+    (card,) = published.glob("models/a/*/model.json")
+    card.write_text(card.read_text().replace('"input_size": 32', '"input_size": 40'))
+    shutil.rmtree(published / "archives" / "a" / "vectors")
+    code, _, err = atlas("recluster", "--store", published, "--archive", "b", "--images", images, "--model", "a")
+    assert code == 1 and "do not fit its card" in err and "Traceback" not in err
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(atlas, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = atlas("history", "--store", tmp_path, "--archive", "[/x]")
+    assert code == 2 and "'[/x]' is not a name" in err
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(images: Path, tmp_path: Path) -> None:
+    command = [
+        str(Path(sys.executable).parent / "damage-atlas"), "run", "--images", str(images), "--store",
+        str(tmp_path / "s"), "--set", "train.input_size=32", "--set", "train.batch_size=6", "--set",
+        "train.iterations=100000", "--set", "train.checkpoint_every=5",
+    ]  # fmt: skip
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    give_up_at = time.monotonic() + 120
+    while not list((tmp_path / "s").glob("models/*/*/checkpoints/*.safetensors")):
+        assert time.monotonic() < give_up_at and started.poll() is None
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 1 and "stopped. The same command goes on" in err and "Traceback" not in err
