@@ -1,6 +1,6 @@
 """The only door to object storage: a folder (``file:///…``) or a bucket prefix (``s3://bucket/prefix``).
 
-Objects are created, read, listed and (by retention and forgetting only) deleted; never overwritten, copied or renamed.
+Objects are created, read, listed and (old checkpoints only) deleted; never overwritten, copied or renamed.
 The one thing asked of a store is put-if-absent: a hard link that fails on a folder, ``If-None-Match: *`` on S3.
 """
 
