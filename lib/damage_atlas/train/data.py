@@ -54,9 +54,16 @@ class LabelledImages:
         )
         classes = images.classes
         if len(classes) < 2:
+            held_out = sum(split == "test" for split in images.splits)
+            found = ", ".join(classes) or (
+                f"no labels, but {held_out} labelled images held out: lower catalog.test_share"
+                if held_out
+                else "no labels"
+            )
             raise InputError(
-                f"training needs at least two classes, found {classes or 'no labels'}. Put the images of each class "
-                "into a folder of its own; for a model that exists already use `damage-atlas recluster`."
+                f"training needs at least two classes, found {found}. Put the images of each class in a folder of its "
+                "own (bytes that stand under two classes count for neither); for a model that exists already use "
+                "`damage-atlas recluster`."
             )
         counts = Counter(images.training_labels)
         if max(counts.values()) < 2:

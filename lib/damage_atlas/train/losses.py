@@ -54,9 +54,7 @@ class MNPairLoss(nn.Module):
 
     def per_anchor(self, embeddings_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Unreduced losses, and which images are anchors (have a positive and a negative): both of size B."""
-        if embeddings_BD.dtype in (torch.bfloat16, torch.float16):
-            embeddings_BD = embeddings_BD.float()
-        unit_BD = functional.normalize(embeddings_BD, dim=1)
+        unit_BD = functional.normalize(_at_least_float32(embeddings_BD), dim=1)
         similarities_BB = unit_BD @ unit_BD.T / self.temperature
         same_BB = labels_B[:, None] == labels_B[None, :]
         itself_BB = torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
@@ -70,6 +68,10 @@ class MNPairLoss(nn.Module):
         if self.form == "literal":
             losses = losses + log_p.exp()
         return losses, is_anchor
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def _log_mean_exp(values_BB: Tensor, mask_BB: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ def instance_loss(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Te
 
     Holds images of one class apart from each other, against class collapse (Chen et al. 2020, arXiv:2002.05709).
     """
-    views_2BD = functional.normalize(torch.cat([first_BD, second_BD]).float(), dim=1)
+    views_2BD = functional.normalize(_at_least_float32(torch.cat([first_BD, second_BD])), dim=1)
     n = len(first_BD)
     similarities = views_2BD @ views_2BD.T / temperature
     similarities = similarities - torch.eye(2 * n, device=views_2BD.device) * 1e4

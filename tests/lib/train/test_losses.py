@@ -113,12 +113,17 @@ def test_literal_equation_keeps_positives_apart() -> None:
     assert cosines["literal"] < 0.3 < 0.9 < cosines["mn_pair"]
 
 
-def test_instance_loss_equals_the_slow_version() -> None:
+def test_instance_loss_and_its_gradient_equal_the_slow_version() -> None:
     torch.manual_seed(0)
-    a, b = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
-    views = [v / v.norm() for v in (*a, *b)]
-    total = 0.0
+    embeddings = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    views = [e / e.dot(e).sqrt() for e in embeddings]
+    terms = []
     for i in range(6):
-        weights = {j: math.exp(float(views[i].dot(views[j])) / 0.5) for j in range(6) if j != i}
-        total -= math.log(weights[(i + 3) % 6] / sum(weights.values()))
-    assert float(instance_loss(a, b, 0.5)) == pytest.approx(total / 6, rel=1e-6)
+        weights = {j: (views[i].dot(views[j]) / 0.5).exp() for j in range(6) if j != i}
+        terms.append(-(weights[(i + 3) % 6] / sum(weights.values())).log())
+    slow = sum(terms) / 6
+    (slow_gradient,) = torch.autograd.grad(slow, embeddings)
+    fast = instance_loss(embeddings[:3], embeddings[3:], 0.5)
+    (gradient,) = torch.autograd.grad(fast, embeddings)
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-10)
+    assert float((gradient - slow_gradient).norm() / slow_gradient.norm()) < 1e-10
