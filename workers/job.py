@@ -14,6 +14,7 @@ from collections.abc import Callable
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
+from workers.logs import log_to_stdout
 
 
 def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
@@ -22,9 +23,7 @@ def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
     parser.add_argument("run_uri")
     parser.add_argument("--attempt", type=int, default=1)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
-    logging.getLogger("damage_atlas").setLevel(logging.INFO)
-    logging.getLogger("workers").setLevel(logging.INFO)
+    log_to_stdout()
     try:
         run = Run.load(arguments.run_uri, arguments.attempt)
         artifact = run.stage(stage).sealed

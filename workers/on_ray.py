@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import ray
 
 from damage_atlas.errors import AtlasError
+from workers.logs import log_to_stdout
 
 logger = logging.getLogger("workers.on_ray")
 
@@ -60,20 +60,14 @@ def call_on_ray(function: Callable[..., Any], *arguments: Any, num_cpus: int = 1
 
 @ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
 def _apply(function: Callable[[Any], Any], part: Any) -> tuple[str, Any]:
-    _log_to_driver()
+    log_to_stdout()
     return ray.get_runtime_context().get_node_id(), function(part)
 
 
 @ray.remote(max_retries=3)
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    _log_to_driver()
+    log_to_stdout()
     return function(*arguments)
-
-
-def _log_to_driver() -> None:
-    # What a task prints, Ray shows in the job's log.
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
-    logging.getLogger("damage_atlas").setLevel(logging.INFO)
 
 
 def _get(reference: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 import ray
@@ -18,6 +17,7 @@ from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
 from damage_atlas.train import labelled_images, sealed_training, train_rank
 from workers.job import run_job
+from workers.logs import log_to_stdout
 from workers.on_ray import connect, largest_node_cpus
 
 logger = logging.getLogger("workers.train")
@@ -48,10 +48,9 @@ class RankExchange:
 
 def run_rank(config: dict[str, Any]) -> None:
     """What every rank runs."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
-    logging.getLogger("damage_atlas").setLevel(logging.INFO)
+    log_to_stdout()
     exchange = RankExchange()
-    logging.getLogger("damage_atlas").info(
+    logger.info(
         "train: rank %d of %d on node %s", exchange.rank, exchange.workers, ray.get_runtime_context().get_node_id()[:8]
     )
     train_rank(Run.load(config["run_uri"], config["attempt"]), exchange, get_device())

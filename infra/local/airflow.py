@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import secrets
@@ -18,10 +17,10 @@ from typing import Any
 from urllib.parse import quote
 
 from infra.local.processes import (
+    LocalService,
     LocalServiceError,
     ProcessFamily,
     free_ports,
-    terminate_as_exit,
     uninterrupted,
     wait_until,
 )
@@ -32,7 +31,7 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 FINISHED = frozenset({"success", "failed"})
 
 
-class LocalAirflow:
+class LocalAirflow(LocalService):
     """``with LocalAirflow(root, dags) as airflow:`` starts Airflow on loopback and stops it at the end.
 
     ``root`` keeps the database, the secrets and the logs, so that the next start continues with the same runs.
@@ -58,7 +57,6 @@ class LocalAirflow:
         self.port = port or free_ports(1)[0]
         self._secrets: dict[str, str] = {}
         self._bearer = ""
-        self._stack = contextlib.ExitStack()
 
     @property
     def user(self) -> str:
@@ -74,19 +72,6 @@ class LocalAirflow:
     def password(self) -> str:
         """Password of the user ``admin``."""
         return self._secrets["password"]
-
-    def __enter__(self) -> LocalAirflow:
-        self._stack.enter_context(terminate_as_exit())
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self._stack.close()
 
     def start(self) -> None:
         """Migrates the database, starts the four components, and returns when each reports itself healthy."""

@@ -21,7 +21,7 @@ from infra.local.stack import REPOSITORY, local_stack
 ARCHIVE = "demo"
 _POLL_S = 2.0
 _PROGRESS_EVERY = 4  # polls: reading a task's log costs the API server more than reading its state
-_RUN_TIMEOUT_S = 1800.0
+_RUN_TIMEOUT_S = 3600.0
 _SHOWN = {"success": "done", "failed": "FAILED", "up_for_retry": "failed, will be tried again"}
 
 

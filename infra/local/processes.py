@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import psutil  # type: ignore[import-untyped]
 
@@ -175,6 +176,34 @@ class ProcessFamily:
                 if process.pid != os.getpid() and process.environ().get(MARK) == str(self.root):
                     found.add(process)
         return found
+
+
+class LocalService:
+    """A service that is up inside its ``with`` block; a start that fails, or SIGTERM, leaves nothing running."""
+
+    _stack: contextlib.ExitStack
+
+    def start(self) -> None:
+        """Starts the service and returns when it is ready."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stops it, with all that it has started; safe to call twice."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(terminate_as_exit())
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._stack.close()
 
 
 @contextlib.contextmanager

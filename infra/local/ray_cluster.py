@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.processes import (
+    LocalService,
     LocalServiceError,
     NotReadyInTime,
     ProcessFamily,
     free_ports,
-    terminate_as_exit,
     uninterrupted,
     wait_until,
 )
@@ -30,7 +30,7 @@ LOOPBACK = "127.0.0.1"
 TRIES = 3
 
 
-class LocalRay:
+class LocalRay(LocalService):
     """``with LocalRay(root) as ray:`` starts a token-protected cluster on loopback and stops it at the end.
 
     ``root`` keeps the token and, in ``root/logs``, every node's output and Ray's own session logs.
@@ -58,7 +58,6 @@ class LocalRay:
         self._token = secrets.token_hex(32)
         self._gcs_port = self.port = 0
         self._temp_dir: Path | None = None
-        self._stack = contextlib.ExitStack()
 
     @property
     def url(self) -> str:
@@ -89,19 +88,6 @@ class LocalRay:
         """The variable that gives Airflow the connection ``ray_default``."""
         connection = {"conn_type": "ray", "host": LOOPBACK, "port": self.port, "password": self.token}
         return {"AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection)}
-
-    def __enter__(self) -> LocalRay:
-        self._stack.enter_context(terminate_as_exit())
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self._stack.close()
 
     def start(self) -> None:
         """Starts all nodes and returns when each is alive and jobs can be submitted."""

@@ -23,23 +23,13 @@ from typing import TYPE_CHECKING, Self
 import boto3
 from botocore.config import Config
 
+from infra.local.processes import free_ports
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 NODE = Path(__file__).with_name("swift_node.py")
 START_LIMIT_S = 60  # a few seconds on an idle machine
-
-
-def free_ports(count: int) -> list[int]:
-    """``count`` different loopback ports that nobody listens on at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class S3Server:

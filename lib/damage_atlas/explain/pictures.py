@@ -12,13 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from damage_atlas.contracts import Output
 from damage_atlas.explain.gradcam import deletion_scores, explain_batch
 from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, encode_jpeg, preprocess
 from damage_atlas.network import load_network
 from damage_atlas.store import Run
-from damage_atlas.store.objects import sha256
-from damage_atlas.store.runs import read_output
+from damage_atlas.store.runs import read_output, write_output
 from damage_atlas.store.versions import run_model
 
 Pixels = NDArray[np.uint8]
@@ -95,9 +93,7 @@ class ExplainPart:
             (f"pictures/{job.image_id}.jpg", encode_jpeg(small, _QUALITY)),
             (f"pictures/{job.image_id}.heat.jpg", encode_jpeg(_overlay(small, heat_HW), _QUALITY)),
         ):
-            key = f"{folder}/{name}"
-            self.run.store.create_same(key, data)
-            outputs.append(Output(key=key, sha256=sha256(data), size_bytes=len(data)))
+            outputs.append(write_output(self.run.store, f"{folder}/{name}", data))
         return {
             "image_id": job.image_id,
             "failed": None,

@@ -171,6 +171,12 @@ def read_output(store: Store, output: Output) -> bytes:
     return data
 
 
+def write_output(store: Store, key: str, data: bytes, rows: int | None = None) -> Output:
+    """Create the object, unless the very same bytes are there already, and describe it."""
+    store.create_same(key, data)
+    return Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=rows)
+
+
 def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """The table of a Parquet object.
 
@@ -273,8 +279,7 @@ class Stage:
     def write(self, name: str, data: bytes, rows: int | None = None) -> Output:
         """Write an output of this stage; it counts once the stage is sealed."""
         key = f"{self.folder}/{name}"
-        self.run.store.create_same(key, data)
-        output = Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=rows)
+        output = write_output(self.run.store, key, data, rows)
         self._outputs[name] = output
         return output
 

@@ -13,7 +13,7 @@ from damage_atlas.contracts import HISTORY, REFERENCE, Artifact, ModelCard, Outp
 from damage_atlas.errors import ObjectExistsError
 from damage_atlas.store import Run, Stage, load_model_card, promote_model
 from damage_atlas.store.objects import sha256
-from damage_atlas.store.runs import code_version, table_bytes
+from damage_atlas.store.runs import code_version, table_bytes, write_output
 from damage_atlas.train.data import LabelledImages
 from damage_atlas.train.evaluate import Floats, held_out_scores
 from damage_atlas.train.loop import TrainingState
@@ -46,9 +46,7 @@ def register_model(
         ("reference.parquet", table_bytes(reference), reference.num_rows),
         ("history.parquet", table_bytes(history), history.num_rows),
     ):
-        key = f"{folder}/{name}"
-        store.create_same(key, data)
-        stage.adopt(name, Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=rows))
+        stage.adopt(name, write_output(store, f"{folder}/{name}", data, rows))
     outputs = stage.outputs
     card = ModelCard(
         model=run.spec.model,
