@@ -36,7 +36,7 @@ class Neighbours:
 def exact_neighbours(vectors_ND: Floats, k: int, queries_QD: Floats | None = None) -> Neighbours:
     """The ``k`` nearest of ``vectors`` for each query, exactly; a query that is itself a vector finds itself.
 
-    Ties go to the lower row, so that equal input gives equal output.
+    Those that are found stand in the order of similarity, equal ones in the order of rows.
     """
     queries = vectors_ND if queries_QD is None else queries_QD
     k = min(k, len(vectors_ND))

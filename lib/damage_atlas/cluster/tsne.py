@@ -43,16 +43,23 @@ def make_map(
             n_jobs=threads,
             random_state=spec.seed,
         )
-        embedding = TSNEEmbedding(
-            _start(vectors_ND, near, start_N2),
-            affinities,
-            negative_gradient_method="fft" if n >= _INTERPOLATED_FROM else "bh",
-            n_jobs=threads,
-            random_state=spec.seed,
-        )
-        embedding = embedding.optimize(
+
+        def at(positions_N2: NDArray[np.float64]) -> TSNEEmbedding:
+            return TSNEEmbedding(
+                positions_N2,
+                affinities,
+                negative_gradient_method="fft" if n >= _INTERPOLATED_FROM else "bh",
+                n_jobs=threads,
+                random_state=spec.seed,
+            )
+
+        start = _start(vectors_ND, near, start_N2)
+        embedding = at(start).optimize(
             n_iter=_EXAGGERATION_ITERATIONS, exaggeration=_EXAGGERATION, momentum=0.5, learning_rate="auto"
         )
+        if np.std(embedding, axis=0).max() < _START_SPREAD:
+            # A few points without groups: exaggerated attraction has drawn all into one, out of which nothing leads.
+            embedding = at(start)
         embedding = embedding.optimize(
             n_iter=spec.map_iterations - _EXAGGERATION_ITERATIONS, momentum=0.8, learning_rate="auto"
         )
@@ -60,7 +67,8 @@ def make_map(
 
 
 def _start(vectors_ND: Floats, near: Neighbours, start_N2: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    if start_N2 is None or np.isnan(start_N2[:, 0]).mean() > 0.9:
+    is_of_use = start_N2 is not None and np.isnan(start_N2[:, 0]).mean() <= 0.9 and np.nanstd(start_N2[:, 0]) > 0
+    if start_N2 is None or not is_of_use:
         positions = _principal_plane(vectors_ND)
     else:
         positions = start_N2.copy()

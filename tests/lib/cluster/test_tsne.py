@@ -55,3 +55,17 @@ def test_a_map_starts_from_the_one_before_without_flips_or_turns() -> None:
     after = laid_out(vectors, start)[:120]
     for axis in range(2):
         assert np.corrcoef(before[:, axis], after[:, axis])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("n", [8, 14, 20, 31, 57])
+def test_points_without_groups_are_spread_out(n: int) -> None:
+    """Exaggeration alone would draw them into one point, for good."""
+    vectors = np.random.default_rng(0).normal(size=(n, 16))
+    positions = laid_out((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
+    assert np.ptp(positions, axis=0).min() > 1
+
+
+def test_a_map_without_extent_is_no_place_to_start_from() -> None:
+    start = np.full((90, 2), np.nan)
+    start[:30] = 0
+    assert np.ptp(laid_out(unit(90), start), axis=0).min() > 1
