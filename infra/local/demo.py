@@ -53,6 +53,9 @@ def _demo(folder: Path, size: str) -> None:
         airflow = stack.airflow
         dag = f"recluster_{ARCHIVE}"
         airflow.wait_for_dags({"train_model", dag})
+        # The last demo may have been stopped in the middle; the library goes on by itself, Airflow's runs do not.
+        for each in ("train_model", dag):
+            airflow.end_unfinished_runs(each)
         say(f"Airflow is at {airflow.url} (user {airflow.user}, password {airflow.password}) until this ends")
         stamp = int(time.time())
         _follow(
