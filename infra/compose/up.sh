@@ -18,6 +18,8 @@ fi
 infra/compose/make-env.sh
 # Docker would make missing folders itself, owned by root.
 mkdir -p dags infra/archives infra/airflow/plugins var/images
+# The containers run as a user of their own: a checkout made under a strict umask would be closed to them.
+chmod -R a+rX dags infra lib workers
 
 $compose build
 $compose up -d

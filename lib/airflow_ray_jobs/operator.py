@@ -104,6 +104,7 @@ class RayJobOperator(BaseOperator):
                 self.log.info("Adopting Ray job %s, which an earlier try submitted.", submission_id)
                 self._in_flight = submission_id
                 self._defer(submission_id, attempt, adopted=True)
+            self.log.info("Ray job %s has ended already; taking its outcome.", submission_id)
             log = self._patiently(lambda: client.log(submission_id))
         return self._finish(context, outcome_of(info, stand, submission_id, attempt, log))
 
