@@ -22,18 +22,10 @@ from damage_atlas.query import published_run
 from damage_atlas.spec import ArchiveSpec, Settings, dump_yaml, with_overrides
 from damage_atlas.store import Store, list_versions, start_run
 from infra.local.stack import LocalStack, local_stack
+from tests.support.line import LONG, finish
 from tests.support.s3_server import S3Server
 
-pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("DAMAGE_ATLAS_LINE"), reason="takes a quarter of an hour: run `make test-line`"
-    ),
-    pytest.mark.airflow,
-    pytest.mark.ray,
-    pytest.mark.s3,
-    pytest.mark.data,
-    pytest.mark.timeout(2400),
-]
+pytestmark = [*LONG, pytest.mark.data]
 
 ARCHIVE = ArchiveSpec(
     archive="steel",
@@ -104,14 +96,6 @@ def commands(*words: str) -> list[psutil.Process]:
     return found
 
 
-def finish(stack: LocalStack, dag: str, run_id: str) -> None:
-    state = stack.airflow.wait_for_run(dag, run_id, timeout_s=1200)
-    if state != "success":
-        states = stack.airflow.task_states(dag, run_id)
-        failed = [task for task, s in states.items() if s == "failed"]
-        pytest.fail(f"{dag}: {states}\n" + "\n".join(stack.airflow.task_log(dag, run_id, t)[-4000:] for t in failed))
-
-
 def tries(stack: LocalStack, dag: str, run_id: str) -> dict[str, int]:
     return {task["task_id"]: task["try_number"] for task in stack.airflow.task_instances(dag, run_id)}
 
@@ -126,7 +110,7 @@ def runs(stack: LocalStack, store: Store) -> dict[str, str]:
     until(lambda: any(".safetensors" in o.key for o in store.list("models/steel")), "a checkpoint")
     (driver,) = [p for p in commands("-m workers.train") if p.name().startswith("python")]
     driver.kill()
-    finish(stack, "train_model", trained)
+    finish(airflow, "train_model", trained, timeout_s=1200)
     assert tries(stack, "train_model", trained)["train"] == 2
 
     # The Airflow worker, while its task has submitted a job and not yet let go of it.
@@ -142,7 +126,7 @@ def runs(stack: LocalStack, store: Store) -> dict[str, str]:
     airflow.kill_component("triggerer")
     time.sleep(5)
     airflow.start_component("triggerer")
-    finish(stack, "recluster_steel", published)
+    finish(airflow, "recluster_steel", published, timeout_s=1200)
     return {"train_model": trained, "recluster_steel": published}
 
 

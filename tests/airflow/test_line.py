@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,18 +14,11 @@ from damage_atlas.spec import ArchiveSpec, Settings, dump_yaml, with_overrides
 from damage_atlas.store import Run, Store, start_run
 from infra.local.airflow import LocalAirflow
 from infra.local.stack import local_stack
+from tests.support.line import LONG, finish
 from tests.support.s3_server import S3Server
 from tests.support.small_archive import make_delivery, make_labelled
 
-pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("DAMAGE_ATLAS_LINE"), reason="takes a quarter of an hour: run `make test-line`"
-    ),
-    pytest.mark.airflow,
-    pytest.mark.ray,
-    pytest.mark.s3,
-    pytest.mark.timeout(2400),
-]
+pytestmark = LONG
 
 ARCHIVE = ArchiveSpec(
     archive="small",
@@ -77,19 +69,11 @@ def airflow(
 def runs(airflow: LocalAirflow) -> dict[str, str]:
     """The line, once: Airflow run ids by what they did."""
     ids = {"train": airflow.trigger("train_model", {"archive": "small"})}
-    done("train_model", ids["train"], airflow)
+    finish(airflow, "train_model", ids["train"], timeout_s=900)
     for delivery in ("d1", "d2"):
         ids[delivery] = airflow.trigger("recluster_small", {"delivery": delivery})
-        done("recluster_small", ids[delivery], airflow)
+        finish(airflow, "recluster_small", ids[delivery], timeout_s=900)
     return ids
-
-
-def done(dag: str, run_id: str, airflow: LocalAirflow) -> None:
-    state = airflow.wait_for_run(dag, run_id, timeout_s=900)
-    if state != "success":
-        states = airflow.task_states(dag, run_id)
-        failed = [task for task, s in states.items() if s == "failed"]
-        pytest.fail(f"{dag}: {states}\n" + "\n".join(airflow.task_log(dag, run_id, t)[-4000:] for t in failed))
 
 
 def test_two_versions_are_published_and_verify(runs: dict[str, str], store: Store) -> None:

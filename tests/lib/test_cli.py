@@ -184,11 +184,21 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(images: Path, tmp_path:
         str(tmp_path / "s"), "--set", "train.input_size=32", "--set", "train.batch_size=6", "--set",
         "train.iterations=100000", "--set", "train.checkpoint_every=5",
     ]  # fmt: skip
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    give_up_at = time.monotonic() + 120
-    while not list((tmp_path / "s").glob("models/*/*/checkpoints/*.safetensors")):
-        assert time.monotonic() < give_up_at and started.poll() is None
-        time.sleep(0.1)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
+    started = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that were started in the background of a shell inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        give_up_at = time.monotonic() + 120
+        while not list((tmp_path / "s").glob("models/*/*/checkpoints/*.safetensors")):
+            assert time.monotonic() < give_up_at and started.poll() is None
+            time.sleep(0.1)
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=60)
+    finally:
+        started.kill()
     assert started.returncode == 1 and "stopped. The same command goes on" in err and "Traceback" not in err

@@ -18,12 +18,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
 
-from infra.local.processes import free_ports
+from infra.local.processes import LocalService, free_ports
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -32,7 +32,7 @@ NODE = Path(__file__).with_name("swift_node.py")
 START_LIMIT_S = 60  # a few seconds on an idle machine
 
 
-class S3Server:
+class S3Server(LocalService):
     """Swift with its S3 API, in a temporary folder of its own.
 
     ``stop()`` and ``start()`` keep data, endpoint and keys, so a test can take the store away for a while;
@@ -51,16 +51,8 @@ class S3Server:
         self.endpoint_url = f"http://127.0.0.1:{self.ports[0]}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        super().__exit__()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
