@@ -58,7 +58,12 @@ def pid_in(path: Path) -> int:
 
 def owner(root: Path, stubborn: Path, pid_file: Path) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-c", OWNER, str(root), str(stubborn), str(pid_file)]
-    return subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    return subprocess.Popen(
+        argv,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        # Tests that were started in the background of a shell inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_stop_all_reaches_grandchildren(tmp_path: Path, stubborn: Path) -> None:
