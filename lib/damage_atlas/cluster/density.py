@@ -86,8 +86,9 @@ def _parts(
         if parts < 2 or parts >= held.sum():
             continue
         if _silhouette(vectors_ND, part_of, parts) >= apart:
-            nearest = KNeighborsClassifier(n_neighbors=1).fit(positions_N2[held], part_of[held])
-            part_of[~held] = nearest.predict(positions_N2[~held]) if not held.all() else part_of[~held]
+            if not held.all():
+                nearest = KNeighborsClassifier(n_neighbors=1).fit(positions_N2[held], part_of[held])
+                part_of[~held] = nearest.predict(positions_N2[~held])
             return part_of, eps * share
     return None
 
