@@ -14,7 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from damage_atlas.contracts import Artifact, Output
-from damage_atlas.embed import EmbedPart, PartResult, VectorPart, embed_archive
+from damage_atlas.embed import DecodedPart, ForwardPart, PartResult, VectorPart, decoder_of, embed_archive
 from damage_atlas.store import Run
 from workers.job import run_job
 from workers.on_ray import connect
@@ -24,20 +24,34 @@ logger = logging.getLogger("workers.embed")
 _ACTORS_READY_S = 600  # how long the pool may take to start; without waiting, the first actor takes all parts
 
 
-class EmbedActor:
-    """Embeds parts and puts them into the store; rows travel as JSON, vectors do not travel at all."""
+def decode_rows(batch: dict[str, Any], run_uri: str) -> dict[str, Any]:
+    """Decode parts, one a row; tasks of one process share what they need for it."""
+    decoded = [decoder_of(run_uri)(_part(text)) for text in batch["part"]]
+    return {
+        "part": np.array([json.dumps([d.key, d.image_ids, d.failed, d.is_stored]) for d in decoded]),
+        "pixels": np.stack([d.pixels_NSSC for d in decoded]),
+    }
+
+
+def _part(text: str) -> VectorPart:
+    part = json.loads(text)
+    return VectorPart(part["key"], Output(**part["wanted"]), part["number"], part["size"])
+
+
+class ForwardActor:
+    """Embeds decoded parts and puts them into the store; vectors do not travel at all."""
 
     def __init__(self, run_uri: str, device: str) -> None:
-        self.embed = EmbedPart(run_uri, device)
+        self.forward = ForwardPart(run_uri, device)
         self.node = ray.get_runtime_context().get_node_id()
         self.actor = ray.get_runtime_context().get_actor_id()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Embed the parts of a block."""
         results = []
-        for text in batch["part"]:
-            part = json.loads(text)
-            result = self.embed(VectorPart(part["key"], tuple(part["rows"])))
+        for text, pixels in zip(batch["part"], batch["pixels"], strict=True):
+            key, image_ids, failed, is_stored = json.loads(text)
+            result = self.forward(DecodedPart(key, image_ids, pixels, failed, is_stored))
             results.append(json.dumps({"output": result.output.model_dump(), "failed": result.failed}))
         count = len(results)
         return {
@@ -48,25 +62,34 @@ class EmbedActor:
 
 
 def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
-    """Embed parts by Ray Data; results in any order. Each part is a block of its own, lost ones are redone."""
+    """Embed parts by Ray Data; results in any order. Each part is a block of its own, lost ones are redone.
+
+    Parts are decoded by tasks wherever there are CPUs, and forwarded by a pool of actors, one for each GPU; Ray Data
+    holds decoding back while the actors are behind. Without GPUs it makes one step of both: nothing has to travel.
+    """
     if not parts:
         return
     connect()
     context = DataContext.get_current()
     context.enable_progress_bars = False  # our own line per interval says more
     context.wait_for_min_actors_s = _ACTORS_READY_S
+    context.target_max_block_size = None  # a part stays in one piece
     spec = run.spec.settings.embed
     on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    items = [{"part": json.dumps(asdict(part))} for part in parts]
-    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        EmbedActor,
-        batch_size=1,
-        fn_constructor_args=(run.uri, "cuda" if on_gpu else "cpu"),
-        # One part at a time: what is queued at one actor while another idles would be waited for.
-        compute=ActorPoolStrategy(size=min(spec.actors, len(parts)), max_tasks_in_flight_per_actor=1),
-        num_cpus=spec.threads_per_actor,
-        num_gpus=1 if on_gpu else 0,
-        scheduling_strategy="SPREAD",
+    resources = {"num_cpus": spec.threads_per_actor, "scheduling_strategy": "SPREAD"}
+    items = [{"part": json.dumps({**asdict(part), "wanted": part.wanted.model_dump()})} for part in parts]
+    results = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(decode_rows, batch_size=1, fn_kwargs={"run_uri": run.uri}, **resources)
+        .map_batches(
+            ForwardActor,
+            batch_size=1,
+            fn_constructor_args=(run.uri, "cuda" if on_gpu else "cpu"),
+            # One part at a time: what is queued at one actor while another idles would be waited for.
+            compute=ActorPoolStrategy(size=min(spec.actors, len(parts)), max_tasks_in_flight_per_actor=1),
+            **resources,
+            **({"num_gpus": 1} if on_gpu else {}),
+        )
     )
     nodes, actors = Counter[str](), Counter[str]()
     for row in results.iter_rows():

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from damage_atlas.decoding.faults import QUARANTINE_REASONS as QUARANTINE_REASONS
 from damage_atlas.errors import ContractError
 
 SCHEMA_VERSION: Final = 1
@@ -21,20 +22,6 @@ STAGES_OF_KIND: Final[dict[str, tuple[str, ...]]] = {
     "train": ("catalog", "train"),
     "recluster": tuple(stage for stage in STAGES if stage != "train"),
     "run": STAGES,
-}
-
-# Why a file or an image cannot be used. A fixed list: reports, metrics and tests group by it.
-QUARANTINE_REASONS: Final = {
-    "empty": "the file has no bytes",
-    "truncated": "the picture ends before its last row",
-    "not_an_image": "the bytes are of no picture format that is read",
-    "corrupt": "the picture's data is damaged",
-    "bomb": "the picture declares more pixels than the limit",
-    "too_small": "the picture has a side below the limit",
-    "link_outside": "a symbolic link leaves the image folder",
-    "unreadable": "the file cannot be opened",
-    "vanished": "the file was there at listing and is gone",
-    "changed": "the file's bytes changed between listing and embedding",
 }
 
 OBSERVATIONS: Final = pa.schema(
@@ -69,6 +56,23 @@ OBSERVATIONS: Final = pa.schema(
         pa.field("delivery", pa.string()),
         pa.field("sha256", pa.string()),  # of the file's bytes
         pa.field("detail", pa.string()),  # for people: what exactly was wrong
+        pa.field("container", pa.string()),  # the tar file that the file is a member of
+        pa.field("byte_start", pa.int64()),  # where the member's bytes begin in it
+        pa.field("frame", pa.int64()),  # of a video: presentation timestamp, in its stream's units
+    ]
+)
+
+# What is known of a file, whatever run asks: kept between runs, so that only new and changed files are read.
+FILES: Final = pa.schema(
+    [
+        pa.field("listed", pa.string(), nullable=False),  # the file that was listed: a picture, a tar file, a video
+        pa.field("fingerprint", pa.string(), nullable=False),  # its size and stamp then
+        *[OBSERVATIONS.field(name) for name in ("file", "container", "byte_start", "size_bytes", "sha256", "frame")],
+        *[OBSERVATIONS.field(name) for name in ("frame_time_s", "format", "width", "height", "captured_at")],
+        *[OBSERVATIONS.field(name) for name in ("latitude", "longitude")],
+        pa.field("labels", pa.list_(pa.string())),  # from here on: what is said beside the picture; null: nothing
+        *[OBSERVATIONS.field(n) for n in ("group", "asset_id", "inspection_id", "element", "position_m", "clock")],
+        *[OBSERVATIONS.field(name) for name in ("reason", "detail")],
     ]
 )
 

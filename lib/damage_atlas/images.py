@@ -1,117 +1,58 @@
-"""Pictures: decode, check, cut, preprocess. One preprocessing for train, embed and explain.
+"""Pictures of an archive: where their pixels come from, one preprocessing for train, embed and explain.
 
-Colour profiles are not applied, transparency is laid over white, the first frame or page counts, and grey
-values of more than 8 bits are scaled to 8, never clipped. Nothing here repairs a picture: what is damaged
-raises ``ImageError``.
+Decoding itself is in ``decoding/``, in processes of its own.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, Final
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Final
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-# Importing a plugin registers its format; left to itself Pillow does that late, and threads race for it.
-from PIL import (
-    BmpImagePlugin,  # noqa: F401
-    ExifTags,
-    GifImagePlugin,  # noqa: F401
-    Image,
-    JpegImagePlugin,  # noqa: F401
-    MpoImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
-)
-
-from damage_atlas.contracts import QUARANTINE_REASONS
+from damage_atlas.decoding.facts import DEFAULT_LIMITS, Limits, PictureFacts, Pixels
+from damage_atlas.decoding.faults import ImageError
+from damage_atlas.decoding.isolated import VideoFrames, decode, inspect
 from damage_atlas.errors import InputError, ObjectNotFoundError, StoreError
-from damage_atlas.spec import CatalogSpec
 from damage_atlas.store.objects import Store, sha256
 
-TILE_COLUMNS: Final = ("tile_x", "tile_y", "tile_width", "tile_height")  # of the observations
-FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+__all__ = [
+    "SOURCE_COLUMNS",
+    "ImageError",
+    "Limits",
+    "PhotoReader",
+    "PictureFacts",
+    "Pixels",
+    "Source",
+    "Tile",
+    "decode",
+    "encode_jpeg",
+    "encode_png",
+    "escape_name",
+    "file_uri",
+    "inspect",
+    "local_copy",
+    "preprocess",
+    "read_file",
+    "shrink",
+    "unescape_name",
+]
 
-Pixels = npt.NDArray[np.uint8]  # H x W x 3, RGB, upright
-
-# Pillow's own limit is one number for the whole process and would refuse stitched photos that `Limits`
-# allows. _opened() checks every header itself, before a pixel is allocated.
-Image.MAX_IMAGE_PIXELS = None
-# Damage in metadata is Pillow's to mention and ours to ignore; damage in pixels raises.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-# What Pillow's decoders raise over damaged bytes. MemoryError is not among them: it speaks of the machine.
-_DECODER_FAULTS: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
-
-_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"RIFF", b"BM", b"GIF8")
-_ZEROS_OF_A_LOST_TAIL: Final = 64  # bytes; shorter runs of zeros are padding
-
-_UPRIGHT: Final = {  # EXIF orientation -> what makes the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class ImageError(Exception):
-    """A file is not a usable picture.
-
-    Attributes:
-        reason: a key of ``contracts.QUARANTINE_REASONS``.
-        detail: for people: what exactly was wrong.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        assert reason in QUARANTINE_REASONS, reason
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Which pictures are refused from their header alone."""
-
-    min_side: int = 8  # pixels
-    max_pixels: int = 300_000_000
-
-    @classmethod
-    def of(cls, spec: CatalogSpec) -> Limits:
-        """The limits that the settings name."""
-        return cls(spec.min_side, spec.max_pixels)
+_TILE_COLUMNS: Final = ("tile_x", "tile_y", "tile_width", "tile_height")
+# Columns of the observations that say where an observation's pixels come from.
+SOURCE_COLUMNS: Final = ("file", "sha256", "container", "byte_start", "size_bytes", "frame", *_TILE_COLUMNS)
+_READ_AHEAD: Final = 8 << 20  # bytes: members of a tar file are read one after the other
 
 
 @dataclass(frozen=True)
@@ -126,7 +67,7 @@ class Tile:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Tile | None:
         """The tile of a row of the observations; None for a whole image."""
-        return None if row["tile_x"] is None else cls(*(row[name] for name in TILE_COLUMNS))
+        return None if row["tile_x"] is None else cls(*(row[name] for name in _TILE_COLUMNS))
 
     def cut(self, pixels: Pixels) -> Pixels:
         """This box of ``pixels``, as a view."""
@@ -134,40 +75,36 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """What a file says about its picture."""
+class Source:
+    """Where an observation's pixels come from: a file, a member of a tar file, a frame of a video; or a tile of one.
 
-    width: int  # of the upright picture, pixels
-    height: int
-    format: str
-    captured_at: datetime | None  # UTC; EXIF times without an offset are taken for UTC
-    latitude: float | None  # degrees, WGS 84
-    longitude: float | None
-
-
-def decode(data: bytes, limits: Limits = Limits()) -> Pixels:
-    """Decode a picture file.
-
-    Returns:
-        H x W x 3 uint8, RGB, upright; read-only.
-
-    Raises:
-        ImageError: the bytes are not a complete picture within the limits.
+    Attributes:
+        file: relative to the image folder, escaped by ``escape_name``.
+        sha256: what the bytes must hash to; not checked when None.
+        container: the tar file that holds it.
+        byte_start: where its ``size_bytes`` bytes begin in the container.
+        frame: presentation timestamp of a frame, in its stream's units.
     """
-    with _opened(data, limits) as image:
-        return np.asarray(_upright(image, _rgb(image)))
 
+    file: str
+    sha256: str | None = None
+    container: str | None = None
+    byte_start: int | None = None
+    size_bytes: int | None = None
+    frame: int | None = None
+    tile: Tile | None = None
 
-def inspect(data: bytes, limits: Limits = Limits()) -> PictureFacts:
-    """Decode the whole picture to see that it is sound, and read its metadata; errors as in ``decode``."""
-    with _opened(data, limits) as image:
-        exif = _exif(image)
-        width, height = image.size
-        if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-            width, height = height, width
-        latitude, longitude = _position(exif)
-        kind = "JPEG" if image.format == "MPO" else str(image.format)
-        return PictureFacts(width, height, kind, _captured_at(exif), latitude, longitude)
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Source:
+        """The source of a row of the observations that holds ``SOURCE_COLUMNS``."""
+        plain = {name: row[name] for name in SOURCE_COLUMNS if name not in _TILE_COLUMNS}
+        return cls(**plain, tile=Tile.of_row(row))
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Sorts sources so that each file is read once, from its beginning to its end."""
+        tile = self.tile or Tile(-1, -1, 0, 0)
+        return (self.container or self.file, self.byte_start or 0, self.file, self.frame or 0, tile.y, tile.x)
 
 
 def preprocess(pixels: Pixels, size: int = 160) -> Pixels:
@@ -175,8 +112,17 @@ def preprocess(pixels: Pixels, size: int = 160) -> Pixels:
 
     The aspect ratio is given up, as in the paper: nothing of the picture is cut off.
     """
+    import torch  # here, because the catalog looks at pictures and needs no network
+
+    # Its bilinear filter is Pillow's, to one grey value, at nearly three times the speed.
+    image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def shrink(pixels: Pixels, size: int) -> Pixels:
+    """Resize H x W x 3 pixels to size x size x 3 for people to look at; needs no torch."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    # Averages whole blocks first where the picture is much larger; bilinear on top is antialiased in Pillow.
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
@@ -195,47 +141,147 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 class PhotoReader:
-    """Reads photos and tiles of them; the last photo stays decoded, since its tiles come one after the other.
+    """Reads pictures and tiles of them; the last photo stays decoded, since its tiles come one after the other.
 
-    One reader belongs to one thread.
+    One reader belongs to one thread. Use as a context manager where videos are read: a copy may lie on the disk.
 
     Args:
         images_root: a folder or an ``s3://`` prefix.
     """
 
-    def __init__(self, images_root: str, limits: Limits = Limits()) -> None:
+    def __init__(self, images_root: str, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits
         self._store = Store(images_root)
-        self._last: tuple[str, str | None] | None = None
+        self._last: Source | None = None
         self._pixels: Pixels | None = None
+        self._window: tuple[str, int, bytes] | None = None
+        self._video: _OpenVideo | None = None
 
-    def read(self, file: str, sha256: str | None = None, tile: Tile | None = None) -> Pixels:
-        """One photo, or one tile of it, H x W x 3.
+    def __enter__(self) -> PhotoReader:
+        return self
 
-        Args:
-            file: as in the observations: relative to the root, escaped by ``escape_name``.
-            sha256: what the file's bytes must hash to; not checked when None.
+    def __exit__(self, *_: object) -> None:
+        if self._video is not None:
+            self._video.close()
+            self._video = None
+
+    def read(self, source: Source) -> Pixels:
+        """One photo or frame, or one tile of it, H x W x 3.
 
         Raises:
             ImageError: vanished, changed, or not a sound picture any more.
             StoreError: the store did not answer; says nothing about the picture.
         """
-        if self._last != (file, sha256) or self._pixels is None:
+        whole = replace(source, tile=None)
+        if self._last != whole or self._pixels is None:
             self._last = self._pixels = None
-            self._pixels = decode(read_file(self._store, file, sha256), self.limits)
-            self._last = (file, sha256)
-        if tile is None:
+            self._pixels = (
+                self._read_frame(whole) if whole.frame is not None else decode(self._bytes(whole), self.limits)
+            )
+            self._last = whole
+        if source.tile is None:
             return self._pixels
-        cut = tile.cut(self._pixels)
-        if cut.shape[:2] != (tile.height, tile.width):
-            raise ImageError("changed", f"tile {tile} does not lie inside the photo")
+        cut = source.tile.cut(self._pixels)
+        if cut.shape[:2] != (source.tile.height, source.tile.width):
+            raise ImageError("changed", f"{source.tile} does not lie inside the photo")
         return cut
 
+    def _bytes(self, source: Source) -> bytes:
+        if source.container is None:
+            return read_file(self._store, source.file, source.sha256)
+        assert source.byte_start is not None and source.size_bytes is not None
+        held = self._window
+        end = source.byte_start + source.size_bytes
+        if (
+            held is None
+            or held[0] != source.container
+            or not held[1] <= source.byte_start <= end <= held[1] + len(held[2])
+        ):
+            size = max(source.size_bytes, _READ_AHEAD)
+            held = (
+                source.container,
+                source.byte_start,
+                read_file(self._store, source.container, None, source.byte_start, size),
+            )
+            self._window = held
+        data = held[2][source.byte_start - held[1] : end - held[1]]
+        return _same(data, source.sha256)
 
-def read_file(store: Store, file: str, expected_sha256: str | None = None) -> bytes:
-    """The bytes of a photo; errors as in ``PhotoReader.read``."""
+    def _read_frame(self, source: Source) -> Pixels:
+        if self._video is not None and self._video.file != source.file:
+            self._video.close()
+            self._video = None
+        if self._video is None:
+            self._video = _OpenVideo(self._store, source, self.limits)
+        assert source.frame is not None
+        return self._video.frames.read(source.frame)
+
+
+class _OpenVideo:
+    """A video that frames are read from: the file itself, or a copy of it on this machine's disk."""
+
+    def __init__(self, store: Store, source: Source, limits: Limits) -> None:
+        self.file = source.file
+        self._copy, path = local_copy(store, source.file)
+        try:
+            if source.sha256 is not None and file_sha256(path) != source.sha256:
+                raise ImageError("changed", "the bytes are not those that were catalogued")
+        except BaseException:
+            self._close_copy()
+            raise
+        self.frames = VideoFrames(path, limits)
+
+    def close(self) -> None:
+        self.frames.__exit__()
+        self._close_copy()
+
+    def _close_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+
+
+def local_copy(store: Store, file: str) -> tuple[IO[bytes] | None, str]:
+    """A path that decoders can open; from a bucket, that of a temporary copy, which goes when it is closed.
+
+    Raises:
+        ImageError, StoreError: as in ``PhotoReader.read``; StoreError as well where there is no room for the copy.
+    """
+    if store.folder is not None:
+        path = store.folder / unescape_name(file)
+        read_file(store, file, None, 0, 1)  # there, a regular file, and ours to open
+        return None, str(path)
+    copy = tempfile.NamedTemporaryFile(prefix="damage-atlas-video-", suffix=Path(file).suffix)  # noqa: SIM115
     try:
-        data = store.read(unescape_name(file))
+        start = 0
+        while block := read_file(store, file, None, start, _READ_AHEAD):
+            copy.write(block)
+            start += len(block)
+        copy.flush()
+    except OSError as error:
+        copy.close()
+        raise StoreError(
+            f"{tempfile.gettempdir()} has no room for a copy of {file} ({error.strerror}). Free some, or let TMPDIR "
+            "name another folder."
+        ) from error
+    except BaseException:
+        copy.close()
+        raise
+    return copy, copy.name
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file of any size, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_file(
+    store: Store, file: str, expected_sha256: str | None = None, start: int = 0, size: int | None = None
+) -> bytes:
+    """The bytes of a photo, or ``size`` of them from ``start``; errors as in ``PhotoReader.read``."""
+    try:
+        name = unescape_name(file)
+        data = store.read(name) if size is None else store.read_range(name, start, size)
     except ObjectNotFoundError as error:
         _check_root(store)
         raise ImageError("vanished", "nothing has this name any more") from error
@@ -247,6 +293,10 @@ def read_file(store: Store, file: str, expected_sha256: str | None = None) -> by
         if cause in (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP):
             raise ImageError("unreadable", os.strerror(cause)) from error
         raise
+    return _same(data, expected_sha256)
+
+
+def _same(data: bytes, expected_sha256: str | None) -> bytes:
     if expected_sha256 is not None and sha256(data) != expected_sha256:
         raise ImageError("changed", "the bytes are not those that were catalogued")
     return data
@@ -262,11 +312,18 @@ def unescape_name(name: str) -> str:
     return re.sub(r"\\(\\|x([0-9a-f]{2}))", lambda m: chr(0xDC00 + int(m[2], 16)) if m[2] else "\\", name)
 
 
-def file_uri(store: Store, file: str) -> str:
-    """Where a photo lies; percent-encoded for ``file://``, so that a browser opens any name."""
+def file_uri(store: Store, file: str, container: str | None = None, time_s: float | None = None) -> str:
+    """Where a picture lies; percent-encoded for ``file://``, so that a browser opens any name.
+
+    Args:
+        container: the tar file it is a member of; its name within follows a ``#``.
+        time_s: of a video's frame; as a media fragment (W3C), so that a player goes to it.
+    """
+    holder, member = (file, "") if container is None else (container, f"#{quote(file[len(container) + 1 :])}")
+    fragment = member if time_s is None else f"#t={time_s:g}"
     if store.folder is None:
-        return store.uri(unescape_name(file))
-    return f"{store.root}/{quote(os.fsencode(unescape_name(file)))}"
+        return store.uri(unescape_name(holder)) + fragment
+    return f"{store.root}/{quote(os.fsencode(unescape_name(holder)))}{fragment}"
 
 
 def _check_root(store: Store) -> None:
@@ -275,152 +332,3 @@ def _check_root(store: Store) -> None:
         raise StoreError(f"{store.folder} is not there any more. Mount it and try again.")
     if store.folder is None:
         next(store.list(), None)
-
-
-@contextmanager
-def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
-    """The picture, completely decoded; whatever fails inside becomes an ImageError."""
-    if not data:
-        raise ImageError("empty", "0 bytes")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        _check_webp(data, limits)
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.size, limits)
-            if image.mode == "LAB":
-                raise ImageError("not_an_image", "CIELAB colours are not read; save the picture as RGB")
-            _check_tail(image, data)
-            image.load()
-            yield image
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
-    except _DECODER_FAULTS as error:
-        text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()[:200]
-        cut_off = isinstance(error, EOFError) or "truncated" in text.lower() or "end of" in text.lower()
-        raise ImageError("truncated" if cut_off else "corrupt", text or type(error).__name__) from error
-
-
-def _check_size(size: tuple[int, int], limits: Limits) -> None:
-    width, height = size
-    if width * height > limits.max_pixels:
-        raise ImageError("bomb", f"{width} x {height} pixels, the limit is {limits.max_pixels:,} in all")
-    if min(width, height) < limits.min_side:
-        raise ImageError("too_small", f"{width} x {height} pixels, the limit is {limits.min_side} a side")
-
-
-def _check_webp(data: bytes, limits: Limits) -> None:
-    """Size and length from a WebP header: Pillow allocates the canvas before it tells the size."""
-    if int.from_bytes(data[4:8], "little") + 8 > len(data) or len(data) < 30:
-        raise ImageError("truncated", "the file is shorter than its header says")
-    chunk, body = data[12:16], data[20:30]
-    if chunk == b"VP8X":
-        _check_size((1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:], "little")), limits)
-    elif chunk == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        _check_size((1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)), limits)
-    elif chunk == b"VP8 ":
-        bits = int.from_bytes(body[6:], "little")
-        _check_size((bits & 0x3FFF, bits >> 16 & 0x3FFF), limits)
-
-
-def _check_tail(image: Image.Image, data: bytes) -> None:
-    """Find lost tails that decoders fill with grey instead of complaining."""
-    if image.format in ("JPEG", "MPO"):
-        # A copy onto preallocated space that was cut short: zeros, and no end marker after the last scan.
-        zeros = len(data) - len(data.rstrip(b"\0"))
-        if zeros >= _ZEROS_OF_A_LOST_TAIL and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-            raise ImageError("truncated", f"the last {zeros:,} bytes are zeros")
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = image.tag_v2
-        for offsets, sizes in ((273, 279), (324, 325)):  # strips, tiles
-            pairs = zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)
-            if any(offset + size > len(data) for offset, size in pairs):
-                raise ImageError("truncated", "the file ends before its last strip")
-
-
-def _unidentified(data: bytes) -> ImageError:
-    if not data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] != b"WEBP"):
-        return ImageError("not_an_image", f"starts with {data[:8]!r}; read are {', '.join(FORMATS)}")
-    if not any(pixels in data for pixels in (b"\xff\xda", b"IDAT")):
-        return ImageError("truncated", "the file ends inside its header")
-    return ImageError("corrupt", "the header is damaged")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_8_bits(image)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bits(image: Image.Image) -> Pixels:
-    """Greyscale of more than 8 bits, scaled: 16 bits by their full range, others by the values that occur."""
-    values = np.asarray(image).astype(np.float64)
-    values[~np.isfinite(values)] = 0
-    if image.mode == "F":
-        low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
-    elif values.min() >= 0 and values.max() <= 0xFFFF:
-        bits = image.tag_v2.get(258, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
-        low, high = 0.0, float((1 << min(bits, 16)) - 1)
-    else:
-        low, high = values.min(), values.max()
-    return np.rint((values - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
-
-
-def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    # Pillow turns TIFFs itself and then drops the tag.
-    method = _UPRIGHT.get(_exif(image).get(ExifTags.Base.Orientation, 1))
-    return rgb if method is None else rgb.transpose(method)
-
-
-def _exif(image: Image.Image) -> dict[int, Any]:
-    """EXIF tags of the picture and of its Exif part, GPS below GPSInfo; empty where they are damaged."""
-    try:
-        tags = image.getexif()
-        if not tags:
-            return {}
-        gps = dict(tags.get_ifd(ExifTags.IFD.GPSInfo))
-        merged = dict(tags) | dict(tags.get_ifd(ExifTags.IFD.Exif)) | {int(ExifTags.IFD.GPSInfo): gps}
-        orientation = merged.get(ExifTags.Base.Orientation)
-        return merged if isinstance(orientation, int) else {k: v for k, v in merged.items() if k != 0x0112}
-    except _DECODER_FAULTS:
-        return {}  # metadata is a guest in the file: its damage never costs the picture
-
-
-def _captured_at(exif: dict[int, Any]) -> datetime | None:
-    try:
-        text = str(exif[ExifTags.Base.DateTimeOriginal]).strip("\0 ")
-        moment = datetime.strptime(text, "%Y:%m:%d %H:%M:%S")
-        fraction = re.match(r"\d{1,6}", str(exif.get(ExifTags.Base.SubsecTimeOriginal, "")))
-        moment += timedelta(microseconds=int(fraction[0].ljust(6, "0")) if fraction else 0)
-        offset = re.match(r"([+-])(\d\d):(\d\d)", str(exif.get(ExifTags.Base.OffsetTimeOriginal, "")))
-        if offset is None:
-            return moment.replace(tzinfo=UTC)
-        shift = timedelta(hours=int(offset[2]), minutes=int(offset[3]))
-        zone = timezone(shift if offset[1] == "+" else -shift)
-        return moment.replace(tzinfo=zone).astimezone(UTC)
-    except (KeyError, ValueError, OverflowError):
-        return None
-
-
-def _position(exif: dict[int, Any]) -> tuple[float | None, float | None]:
-    gps = exif.get(ExifTags.IFD.GPSInfo, {})
-    try:
-        latitude = _degrees(gps[2]) * (-1 if str(gps[1]).startswith("S") else 1)
-        longitude = _degrees(gps[4]) * (-1 if str(gps[3]).startswith("W") else 1)
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        return None, None
-    # NaN fails every comparison; 0, 0 is what a receiver without a fix writes.
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude, longitude) == (0, 0):
-        return None, None
-    return latitude, longitude
-
-
-def _degrees(values: Any) -> float:
-    degrees, minutes, seconds = (float(value) for value in values)
-    return degrees + minutes / 60 + seconds / 3600

@@ -10,6 +10,7 @@ from types import TracebackType
 logger = logging.getLogger("damage_atlas")
 
 _INTERVAL_S = 10.0
+_REDRAW_S = 0.1
 
 
 class Progress:
@@ -18,10 +19,10 @@ class Progress:
     Args:
         what: the stage's word.
         unit: plural noun of the items.
-        total: how many there are.
+        total: how many there are; None where nobody knows.
     """
 
-    def __init__(self, what: str, unit: str, total: int, interval_s: float = _INTERVAL_S) -> None:
+    def __init__(self, what: str, unit: str, total: int | None = None, interval_s: float = _INTERVAL_S) -> None:
         self.what, self.unit, self.total, self.interval_s = what, unit, total, interval_s
         self.done = self.bad = 0
         self._started = self._logged = time.monotonic()
@@ -50,8 +51,9 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            self._redraw()
             self._bar.stop()
-        elif kind is None and self.total:
+        elif kind is None and (self.total or self.done):
             logger.info("%s", self)
 
     def add(self, done: int, bad: int = 0, note: str = "") -> None:
@@ -59,15 +61,23 @@ class Progress:
         self.done += done
         self.bad += bad
         if self._bar is not None:
-            text = f"{self.unit}, {self.bad} bad" if self.bad else self.unit
-            self._bar.update(self._task, completed=self.done, note=f"{text} {note}".strip())
-        elif time.monotonic() - self._logged >= self.interval_s and self.done < self.total:
+            if time.monotonic() - self._logged >= _REDRAW_S or self.done == self.total:
+                self._logged = time.monotonic()
+                self._redraw(note)
+        elif time.monotonic() - self._logged >= self.interval_s and self.done != self.total:
             self._logged = time.monotonic()
             logger.info("%s%s", self, f", {note}" if note else "")
+
+    def _redraw(self, note: str = "") -> None:
+        assert self._bar is not None
+        text = f"{self.unit}, {self.bad} bad" if self.bad else self.unit
+        self._bar.update(self._task, completed=self.done, note=f"{text} {note}".strip())
 
     def __str__(self) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = self.done / elapsed
+        if self.total is None:
+            return f"{self.what}: {self.done:,} {self.unit}, {rate:,.1f}/s"
         left = (self.total - self.done) / rate if rate else float("inf")
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad, {rate:,.1f}/s, " + (
             f"{left:,.0f} s left" if self.done < self.total else f"took {elapsed:,.1f} s"

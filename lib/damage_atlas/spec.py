@@ -23,6 +23,7 @@ class CatalogSpec(Document):
     labels: Literal["folder", "none"] = "folder"  # class = first sub-folder; "a+b" carries both labels
     deliveries: Literal["folder", "none"] = "none"  # each sub-folder is a delivery, in the order of names
     groups: str | None = None  # CSV (file, group): what must not straddle a split
+    manifest: str | None = None  # CSV or Parquet (file, label, asset_id, …): the files that count, and what they show
     split: Literal["group", "random"] = "group"
     test_share: float = Field(0.3, ge=0, lt=1)  # the paper's 70/30
     seed: int = Field(0, ge=0, lt=2**31)
@@ -31,6 +32,12 @@ class CatalogSpec(Document):
     tile_above: int = Field(1024, ge=32)  # photos with a longer side than this are cut
     min_side: int = Field(8, ge=1)  # pixels; smaller pictures are quarantined
     max_pixels: int = Field(300_000_000, ge=1)  # more is a decompression bomb
+    decode_limit_s: float = Field(60.0, gt=0)  # for one picture, and for each frame of a video
+    video_every_s: float = Field(1.0, gt=0)  # from one frame that is looked at to the next
+    # Null, or how much a frame must differ from the last one taken (mean grey value, 0 to 1).
+    video_scene_change: float | None = Field(None, gt=0, lt=1)
+    files_per_part: int = Field(1024, ge=1)  # checked and kept together
+    retry_quarantined: bool = False  # look again at files that could not be used; else only when they change
     max_quarantined_share: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from damage_atlas import contracts
-from damage_atlas.contracts import QUARANTINE_REASONS, REFERENCE, TABLES, vectors_schema
+from damage_atlas.contracts import FILES, QUARANTINE_REASONS, REFERENCE, TABLES, vectors_schema
 from damage_atlas.spec import ArchiveSpec, RunSpec, Settings
 from tests.architecture.repository import read
 
@@ -23,7 +23,11 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "`run.yaml`": RunSpec,
     "`infra/archives/NAME.yaml`": ArchiveSpec,
 }
-SCHEMAS = TABLES | {"vectors-*.parquet": vectors_schema(16), "reference.parquet": REFERENCE}
+SCHEMAS = TABLES | {
+    "files/*.parquet": FILES,
+    "vectors-*.parquet": vectors_schema(16),
+    "reference.parquet": REFERENCE,
+}
 
 
 def sections() -> dict[str, list[list[str]]]:

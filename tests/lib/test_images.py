@@ -19,7 +19,7 @@ from PIL import Image, TiffImagePlugin
 
 from damage_atlas import images
 from damage_atlas.errors import StoreError
-from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, decode, inspect, preprocess
+from damage_atlas.images import ImageError, Limits, PhotoReader, Source, Tile, decode, inspect, preprocess
 
 # Pillow warns about damaged metadata that it then ignores, as do we.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -401,12 +401,12 @@ def test_a_reader_decodes_a_photo_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(images, "decode", counted)
     reader = PhotoReader(str(tmp_path))
     digest = hashlib.sha256(picture()).hexdigest()
-    whole = reader.read("a b/photo.png", digest)
-    part = reader.read("a b/photo.png", digest, Tile(10, 5, 20, 8))
+    whole = reader.read(Source("a b/photo.png", digest))
+    part = reader.read(Source("a b/photo.png", digest, tile=Tile(10, 5, 20, 8)))
     assert np.array_equal(part, whole[5:13, 10:30])
     assert len(calls) == 1
     with pytest.raises(ImageError, match="changed"):
-        reader.read("a b/photo.png", digest, Tile(50, 5, 20, 8))
+        reader.read(Source("a b/photo.png", digest, tile=Tile(50, 5, 20, 8)))
 
 
 def test_a_reader_says_what_happened_to_the_file(tmp_path: Path) -> None:
@@ -416,20 +416,20 @@ def test_a_reader_says_what_happened_to_the_file(tmp_path: Path) -> None:
     reader = PhotoReader(str(root))
     for file, reason in (("gone.png", "vanished"), ("a.png/b.png", "vanished"), ("a//b.png", "unreadable")):
         with pytest.raises(ImageError) as error:
-            reader.read(file)
+            reader.read(Source(file))
         assert error.value.reason == reason
     with pytest.raises(ImageError, match="changed"):
-        reader.read("a.png", "0" * 64)
-    assert reader.read("a.png", None).shape == (HEIGHT, WIDTH, 3)
+        reader.read(Source("a.png", "0" * 64))
+    assert reader.read(Source("a.png", None)).shape == (HEIGHT, WIDTH, 3)
     (root / "folder.png").mkdir()
     with pytest.raises(ImageError, match="unreadable"):
-        reader.read("folder.png")
+        reader.read(Source("folder.png"))
     # The folder itself gone is a fault of the place, not of its thousand photos.
     (root / "folder.png").rmdir()
     (root / "a.png").unlink()
     root.rmdir()
     with pytest.raises(StoreError, match="not there any more"):
-        reader.read("a.png", "0" * 64)
+        reader.read(Source("a.png", "0" * 64))
 
 
 def test_a_network_fault_is_no_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +440,7 @@ def test_a_network_fault_is_no_image_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     reader = PhotoReader("s3://bucket/prefix")
     with pytest.raises(StoreError):
-        reader.read("a.png")
+        reader.read(Source("a.png"))
 
 
 def test_errors_travel_between_processes() -> None:

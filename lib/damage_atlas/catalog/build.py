@@ -8,13 +8,18 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from damage_atlas.catalog.check import CheckedFile, CheckFiles
+from damage_atlas.catalog.annotations import Annotations
+from damage_atlas.catalog.check import CheckFiles
 from damage_atlas.catalog.groups import join_groups, parse_side_car
-from damage_atlas.catalog.listing import Listing, list_images
-from damage_atlas.catalog.rows import Row, contradictions, make_rows, mark_duplicates, place_of
+from damage_atlas.catalog.known import known_folder, read_known, read_part
+from damage_atlas.catalog.listing import ListedFile, Listing, list_images
+from damage_atlas.catalog.manifest import choose_files, read_manifest
+from damage_atlas.catalog.rows import contradictions, make_observations, mark_duplicates, place_of, set_columns
 from damage_atlas.catalog.splits import assign_splits
-from damage_atlas.contracts import OBSERVATIONS, Artifact
+from damage_atlas.contracts import Artifact
+from damage_atlas.decoding.facts import Sampling
 from damage_atlas.errors import InputError, ObjectNotFoundError
 from damage_atlas.images import Limits, file_uri
 from damage_atlas.parts import MapParts, map_in_threads, plan_parts
@@ -22,15 +27,17 @@ from damage_atlas.progress import Progress
 from damage_atlas.spec import CatalogSpec
 from damage_atlas.store import Run, Store
 
-_FILES_PER_PART: Final = 64
 _NAMES_IN_FACTS: Final = 100
+_PARTS_WANTED: Final = 16  # of a small archive, so that all workers have something to do
+_SMALLEST_PART: Final = 16  # files
 
 
 def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
-    """Make ``observations.parquet`` of the run's image folder.
+    """Make ``observations.parquet`` of the run's image folder; files that are known and unchanged are not read.
 
     Raises:
-        InputError: no folder, no images, an unknown delivery, a malformed side-car, or too much quarantined.
+        InputError: no folder, no images, an unknown delivery, a malformed side-car or manifest, or too much
+            quarantined.
         StoreError: the folder or the store did not answer.
     """
     stage = run.stage("catalog")
@@ -39,54 +46,101 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     settings = run.spec.settings.catalog
     images = Store(run.spec.images)
 
-    listing = list_images(images, skip=_store_below(images, run.store))
+    with Progress("listing", "names") as progress:
+        listing = list_images(images, _store_below(images, run.store), on_file=lambda: progress.add(1))
     deliveries = _choose_deliveries(listing, settings, run.spec.delivery)
+    manifest = _read_manifest(images, settings)
+    if manifest is not None:
+        listing.files = choose_files(listing.files, *manifest)
     if not listing.files:
         raise InputError(
             f"images: no pictures in {images.root} ({len(listing.ignored)} other files ignored). "
             "Give the folder that holds the images."
         )
-    groups, side_car = _side_car_groups(images, settings, [listed.file for listed in listing.files])
+    files, read = _facts_of_files(run, listing, map_parts)
+    if manifest is not None:
+        named = pc.is_in(files["file"], pa.array(list(manifest[0]), pa.string()))
+        files = files.filter(pc.or_(named, pc.is_null(files["container"])))
+    _refuse_too_many_bad(files, settings)
 
-    checked = _check(listing, CheckFiles(images.root, Limits.of(settings)), map_parts)
-    _refuse_too_many_bad(checked, settings)
+    groups, side_car = _side_car_groups(images, settings, files["file"].unique().to_pylist())
+    observations = mark_duplicates(
+        make_observations(
+            files,
+            groups,
+            manifest[0] if manifest else None,
+            settings,
+            lambda file, container, time_s: file_uri(images, file, container, time_s),
+        )
+    )
+    conflicts = contradictions(observations)
+    observations, joined = _join_groups(observations)
+    observations, notes = _split(observations, conflicts, settings)
 
-    rows = make_rows(checked, groups, settings, lambda file: file_uri(images, file))
-    mark_duplicates(rows)
-    conflicts = contradictions(rows)
-    joined = _join_groups(rows)
-    notes = _split(rows, conflicts, settings)
-
-    stage.write_table("observations.parquet", pa.Table.from_pylist(rows, schema=OBSERVATIONS))
-    status = Counter(row["status"] for row in rows)
+    stage.write_table("observations.parquet", observations)
+    status = _counts(observations["status"])
+    tiles = observations.filter(pc.is_valid(observations["tile_x"]))
+    usable = observations.filter(pc.equal(observations["status"], "ok"))
+    bad = observations.filter(pc.equal(observations["status"], "quarantined"))
     facts = {
         "ledger": {
-            "listed": len(rows),
-            "ok": status["ok"],
-            "duplicate": status["duplicate"],
-            "quarantined": status["quarantined"],
-            "reasons": _counts(row["reason"] for row in rows if row["status"] == "quarantined"),
+            "listed": observations.num_rows,
+            "ok": status.get("ok", 0),
+            "duplicate": status.get("duplicate", 0),
+            "quarantined": status.get("quarantined", 0),
+            "reasons": _counts(bad["reason"]),
         },
-        "files": len(checked),
-        "photos_cut": len({row["file"] for row in rows if row.get("tile_x") is not None}),
-        "tiles": sum(row.get("tile_x") is not None for row in rows),
+        "files": len(listing.files),
+        "files_read": read,
+        "files_known": len(listing.files) - read,
+        "photos_cut": len(tiles["file"].unique()),
+        "tiles": tiles.num_rows,
         "ignored": _named(listing.ignored),
         "deliveries": deliveries,
-        "classes": _counts(label for row in rows if row["status"] == "ok" for label in row["labels"]),
-        "splits": {"train": 0, "test": 0} | _counts(row["split"] for row in rows if row.get("split")),
-        "groups": len({row["group"] for row in rows}),
+        "classes": _counts(pc.list_flatten(usable["labels"])),
+        "splits": {"train": 0, "test": 0} | _counts(observations["split"].drop_null()),
+        "groups": len(observations["group"].unique()),
         "joined_groups": joined,
         "side_car": side_car,
         "label_conflicts": _named(file for files in conflicts.values() for file in files),
-        "since_previous": _since_previous(run, checked),
+        "since_previous": _since_previous(run, observations),
         "notes": notes,
     }
     counts = {
-        "in": len(rows),
-        "out": status["ok"] + status["duplicate"],
-        "failed": status["quarantined"],
+        "in": observations.num_rows,
+        "out": observations.num_rows - bad.num_rows,
+        "failed": bad.num_rows,
     }
     return stage.seal(inputs=(), counts=counts, facts=facts)
+
+
+def _facts_of_files(run: Run, listing: Listing, map_parts: MapParts) -> tuple[pa.Table, int]:
+    """What is known of the listed files (columns as in ``contracts.FILES``), and how many had to be read for it."""
+    settings = run.spec.settings.catalog
+    limits = Limits.of(settings)
+    sampling = Sampling(settings.video_every_s, settings.video_scene_change)
+    folder = known_folder(run.spec.archive, run.spec.images, limits, sampling)
+    known = read_known(run.store, folder, listing.files, settings.retry_quarantined)
+    names = set(known["listed"].to_pylist())
+    missing = [file for file in listing.files if file.file not in names]
+    size = max(_SMALLEST_PART, min(settings.files_per_part, -(-len(missing) // _PARTS_WANTED)))
+    parts = [missing[part.rows] for part in plan_parts(len(missing), size)]
+    if any(file.is_tar or file.is_video for file in missing):
+        parts = [part for files in parts for part in _one_by_one(files)]
+    check = CheckFiles(run.spec.images, limits, sampling, run.store.root, folder)
+    tables = [known]
+    with Progress("catalog", "files", len(listing.files)) as progress:
+        progress.add(len(listing.files) - len(missing), note="known already")
+        for done in map_parts(check, parts):
+            tables.append(read_part(run.store, done.key))
+            progress.add(done.files, bad=done.bad)
+    return pa.concat_tables(tables).sort_by([("file", "ascending"), ("frame", "ascending")]), len(missing)
+
+
+def _one_by_one(files: list[ListedFile]) -> list[list[ListedFile]]:
+    """Tar files and videos as parts of their own: each holds thousands of pictures."""
+    plain = [file for file in files if not (file.is_tar or file.is_video)]
+    return [[file] for file in files if file.is_tar or file.is_video] + ([plain] if plain else [])
 
 
 def _store_below(images: Store, store: Store) -> str | None:
@@ -121,93 +175,105 @@ def _choose_deliveries(listing: Listing, settings: CatalogSpec, last: str | None
     return [delivery for delivery in known if delivery <= last]
 
 
+def _read_manifest(images: Store, settings: CatalogSpec) -> tuple[dict[str, Annotations], str] | None:
+    if settings.manifest is None:
+        return None
+    data, where = _read_beside(images, settings.manifest, "catalog.manifest")
+    return read_manifest(data, where), where
+
+
 def _side_car_groups(
     images: Store, settings: CatalogSpec, files: list[str]
 ) -> tuple[dict[str, str] | None, dict[str, Any] | None]:
     if settings.groups is None:
         return None, None
-    folder, _, name = settings.groups.rpartition("/")
-    # Relative to the image folder, which means the same on every machine.
-    is_relative = "://" not in settings.groups and not os.path.isabs(settings.groups)
-    store, key = (images, settings.groups) if is_relative else (Store(folder or "/"), name)
+    data, where = _read_beside(images, settings.groups, "catalog.groups")
     try:
-        text = store.read(key).decode("utf-8")
-    except ObjectNotFoundError as error:
-        raise InputError(
-            f"catalog.groups: {store.uri(key)} is not there. Give an address, or a path relative to images."
-        ) from error
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"catalog.groups: {store.uri(key)} is not UTF-8. Save it as CSV in UTF-8.") from error
+        raise InputError(f"catalog.groups: {where} is not UTF-8. Save it as CSV in UTF-8.") from error
     matched, left_over = parse_side_car(text, settings.groups).match(files)
     facts = {"named": len(matched), "not_named": len(files) - len(matched), "without_file": _named(left_over)}
     return matched, facts
 
 
-def _check(listing: Listing, check: CheckFiles, map_parts: MapParts) -> list[CheckedFile]:
-    parts = [listing.files[part.rows] for part in plan_parts(len(listing.files), _FILES_PER_PART)]
-    checked: list[CheckedFile] = []
-    with Progress("catalog", "files", len(listing.files)) as progress:
-        for done in map_parts(check, parts):
-            checked += done
-            progress.add(len(done), bad=sum(file.reason is not None for file in done))
-    return checked
+def _read_beside(images: Store, location: str, setting: str) -> tuple[bytes, str]:
+    """A table that a setting names, and where it lies."""
+    folder, _, name = location.rpartition("/")
+    # Relative to the image folder, which means the same on every machine.
+    is_relative = "://" not in location and not os.path.isabs(location)
+    store, key = (images, location) if is_relative else (Store(folder or "/"), name)
+    try:
+        return store.read(key), store.uri(key)
+    except ObjectNotFoundError as error:
+        raise InputError(
+            f"{setting}: {store.uri(key)} is not there. Give an address, or a path relative to images."
+        ) from error
 
 
-def _refuse_too_many_bad(checked: list[CheckedFile], settings: CatalogSpec) -> None:
-    bad = [file for file in checked if file.reason is not None]
-    if len(bad) < len(checked) and len(bad) <= settings.max_quarantined_share * len(checked):
+def _refuse_too_many_bad(files: pa.Table, settings: CatalogSpec) -> None:
+    bad = files.filter(pc.is_valid(files["reason"]))
+    if bad.num_rows < files.num_rows and bad.num_rows <= settings.max_quarantined_share * files.num_rows:
         return
-    reasons = ", ".join(f"{reason} {n}" for reason, n in _counts(file.reason for file in bad).items())
-    examples = "; ".join(f"{file.file!r}: {file.reason}, {file.detail}" for file in bad[:3])
+    reasons = ", ".join(f"{reason} {n}" for reason, n in _counts(bad["reason"]).items())
+    examples = "; ".join(f"{row['file']!r}: {row['reason']}, {row['detail']}" for row in bad.slice(0, 3).to_pylist())
     raise InputError(
-        f"images: {len(bad)} of {len(checked)} files cannot be used ({reasons}); "
+        f"images: {bad.num_rows} of {files.num_rows} files cannot be used ({reasons}); "
         f"catalog.max_quarantined_share is {settings.max_quarantined_share:g}. Look at {examples}. "
         "Mend or move them, then run again."
     )
 
 
-def _join_groups(rows: list[Row]) -> int:
+def _join_groups(observations: pa.Table) -> tuple[pa.Table, int]:
     # Bytes that are no picture say nothing: all empty files are equal.
-    digests = [row["sha256"] if row["status"] != "quarantined" else None for row in rows]
-    groups, joined = join_groups([row["group"] for row in rows], digests)
-    for row, group in zip(rows, groups, strict=True):
-        row["group"] = group
-    return joined
+    digests = pc.if_else(pc.equal(observations["status"], "quarantined"), None, observations["sha256"])
+    groups, joined = join_groups(observations["group"].to_pylist(), digests.to_pylist())
+    return set_columns(observations, group=groups), joined
 
 
-def _split(rows: list[Row], conflicts: dict[str, list[str]], settings: CatalogSpec) -> list[str]:
-    """Set ``split`` of the rows that can be learnt from or tested on; return what a person should know."""
-    usable = [r for r in rows if r["status"] == "ok" and r["labels"] and r["sha256"] not in conflicts]
+def _split(
+    observations: pa.Table, conflicts: dict[str, list[str]], settings: CatalogSpec
+) -> tuple[pa.Table, list[str]]:
+    """Set ``split`` of the rows that can be learnt from or tested on; return what a person should know as well."""
     # Also a random split keeps equal bytes together.
-    groups = [row["group" if settings.split == "group" else "sha256"] for row in usable]
-    classes = ["+".join(row["labels"]) for row in usable]
-    splits = assign_splits(groups, classes, settings.test_share, settings.seed)
-    for row, split in zip(usable, splits, strict=True):
-        row["split"] = split
+    names = ("status", "labels", "sha256", "group" if settings.split == "group" else "sha256")
+    rows = enumerate(zip(*(observations[name].to_pylist() for name in names), strict=True))
+    usable = [
+        (i, labels, group) for i, (s, labels, sha, group) in rows if s == "ok" and labels and sha not in conflicts
+    ]
+    groups = [group for _, _, group in usable]
+    splits = assign_splits(groups, ["+".join(labels) for _, labels, _ in usable], settings.test_share, settings.seed)
+    column: list[str | None] = [None] * observations.num_rows
+    for (i, _, _), split in zip(usable, splits, strict=True):
+        column[i] = split
+    observations = set_columns(observations, split=column)
     if not usable or settings.test_share == 0:
-        return []
-    if all(row["split"] == "train" for row in usable):
-        return [f"nothing is held out: {len(usable)} images in {len(set(groups))} group(s) cannot be split"]
-    labels = {label for row in usable for label in row["labels"]}
-    tested = {label for row in usable if row["split"] == "test" for label in row["labels"]}
-    return [f"nothing is held out of {name}: too few images, or all in one group" for name in sorted(labels - tested)]
+        return observations, []
+    if all(split == "train" for split in splits):
+        note = f"nothing is held out: {len(usable)} images in {len(set(groups))} group(s) cannot be split"
+        return observations, [note]
+    seen = {label for _, labels, _ in usable for label in labels}
+    tested = {name for (_, labels, _), split in zip(usable, splits, strict=True) if split == "test" for name in labels}
+    return observations, [
+        f"nothing is held out of {name}: too few images, or all in one group" for name in sorted(seen - tested)
+    ]
 
 
-def _since_previous(run: Run, checked: list[CheckedFile]) -> dict[str, Any] | None:
+def _since_previous(run: Run, observations: pa.Table) -> dict[str, Any] | None:
     """Files of the previous version's catalog that are gone or hold other bytes now; None without one."""
     previous = run.previous()
     if previous is None:
         return None
     settings = run.spec.settings.catalog
-    table = previous.read_table("catalog", "observations.parquet")
-    before = table.select(["file", "sha256", "delivery"]).to_pylist()
-    now = {file.file: file.sha256 for file in checked}
+    columns = ["file", "sha256", "delivery"]
+    before = previous.read_table("catalog", "observations.parquet", columns)
+    now = dict(zip(observations["file"].to_pylist(), observations["sha256"].to_pylist(), strict=True))
     last = run.spec.delivery
     # A past delivery may be run after later ones were published; their files are not missing.
     expected = {
-        row["file"]: row["sha256"]
-        for row in before
-        if last is None or settings.deliveries == "none" or row["delivery"] is None or row["delivery"] <= last
+        file: digest
+        for file, digest, delivery in zip(*(before[name].to_pylist() for name in columns), strict=True)
+        if last is None or settings.deliveries == "none" or delivery is None or delivery <= last
     }
     return {
         "version": run.spec.previous_version,
@@ -221,5 +287,5 @@ def _named(names: Iterable[str]) -> dict[str, Any]:
     return {"count": len(listed), "names": listed[:_NAMES_IN_FACTS]}
 
 
-def _counts(names: Iterable[Any]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
+def _counts(column: pa.ChunkedArray | pa.Array) -> dict[str, int]:
+    return dict(sorted(Counter(column.to_pylist()).items()))

@@ -4,45 +4,61 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from damage_atlas.errors import InputError, StoreError
 from damage_atlas.images import escape_name
-from damage_atlas.store.objects import Store
+from damage_atlas.store.objects import Store, file_stamp
 
+_VIDEO_SUFFIXES: Final = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .m2ts .wmv .asf .flv .ogv .dv .mxf .3gp".split()  # noqa: SIM905
+)
+_TAR_SUFFIX: Final = ".tar"  # uncompressed, so that a member can be read without those before it
 # By their names these are pictures, so each becomes a row; the last five are formats that are not read.
-PICTURE_SUFFIXES: Final = frozenset(
+_PICTURE_SUFFIXES: Final = frozenset(
     ".jpg .jpeg .jpe .jfif .png .tif .tiff .webp .bmp .gif .heic .heif .avif .jp2 .jxl".split()  # noqa: SIM905
 )
 # What operating systems, archivers and photo stations leave behind.
 _SYSTEM_FOLDERS: Final = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ListedFile:
-    """A file with a picture's name; ``reason`` says why it will not even be opened.
+    """A file with the name of a picture, a video or a tar file; ``reason`` says why it will not even be opened.
 
     Attributes:
         file: relative to the image folder, escaped by ``images.escape_name``.
+        fingerprint: size and stamp: while it stays the same, so does the file; None where nothing is known.
     """
 
     file: str
     size_bytes: int | None = None
+    fingerprint: str | None = None
     reason: str | None = None
     detail: str | None = None
+
+    @property
+    def is_tar(self) -> bool:
+        """Whether it holds pictures as members."""
+        return _suffix(self.file) == _TAR_SUFFIX
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it holds pictures as frames."""
+        return _suffix(self.file) in _VIDEO_SUFFIXES
 
 
 @dataclass
 class Listing:
-    """Pictures and everything else, both sorted by name."""
+    """Pictures, videos and tar files, and everything else, both sorted by name."""
 
     files: list[ListedFile] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)  # side-cars, hidden files, folders ending in /
 
 
-def list_images(store: Store, skip: str | None = None) -> Listing:
+def list_images(store: Store, skip: str | None = None, on_file: Callable[[], None] = lambda: None) -> Listing:
     """List an image folder.
 
     Hidden files and folders and files without a picture's name are ignored. A link to a file inside the
@@ -51,6 +67,7 @@ def list_images(store: Store, skip: str | None = None) -> Listing:
 
     Args:
         skip: a sub-folder that holds no images of the archive: the store of the run.
+        on_file: called for each name that was seen: a large prefix takes minutes.
 
     Raises:
         InputError: the folder is not there.
@@ -59,15 +76,18 @@ def list_images(store: Store, skip: str | None = None) -> Listing:
     listing = Listing()
     if store.folder is None:
         for item in store.list():
+            on_file()
             if skip is not None and item.key.startswith(f"{skip}/"):
                 continue
             if not item.key.endswith("/"):
-                _sort_in(listing, item.key, ListedFile(escape_name(item.key), item.size_bytes))
+                fingerprint = f"{item.size_bytes}-{item.stamp}"
+                _sort_in(listing, item.key, ListedFile(escape_name(item.key), item.size_bytes, fingerprint))
     else:
         if not store.folder.is_dir():
             what = "is not a folder" if store.folder.exists() else "is not there"
             raise InputError(f"images: {store.folder} {what}. Give the folder that holds the images.")
         for name, listed in _walk(str(store.folder), os.path.realpath(store.folder), skip):
+            on_file()
             if listed is None:
                 listing.ignored.append(escape_name(name))
             else:
@@ -80,14 +100,23 @@ def list_images(store: Store, skip: str | None = None) -> Listing:
 def _sort_in(listing: Listing, name: str, listed: ListedFile) -> None:
     parts = name.split("/")
     hidden = any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in parts)
-    if hidden or (listed.reason is None and not _is_picture_name(name)):
+    if hidden or (listed.reason is None and not _is_ours(name)):
         listing.ignored.append(listed.file)
     else:
         listing.files.append(listed)
 
 
-def _is_picture_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture."""
+    return _suffix(name) in _PICTURE_SUFFIXES
+
+
+def _is_ours(name: str) -> bool:
+    return is_picture_name(name) or _suffix(name) in _VIDEO_SUFFIXES or _suffix(name) == _TAR_SUFFIX
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _walk(top: str, root: str, skip: str | None) -> Iterator[tuple[str, ListedFile | None]]:
@@ -124,13 +153,13 @@ def _follow(path: str, name: str, root: str) -> tuple[str, ListedFile | None]:
     target = os.path.realpath(path)
     file = escape_name(name)
     if os.path.commonpath([root, target]) != root:
-        is_ours = os.path.isdir(target) or _is_picture_name(name)
-        return name, ListedFile(file, None, "link_outside", "its target lies elsewhere") if is_ours else None
+        is_ours = os.path.isdir(target) or _is_ours(name)
+        return name, ListedFile(file, None, None, "link_outside", "its target lies elsewhere") if is_ours else None
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
         detail = f"symbolic link: {os.strerror(error.errno or 0)}"
-        return name, ListedFile(file, None, "unreadable", detail) if _is_picture_name(name) else None
+        return name, ListedFile(file, None, None, "unreadable", detail) if _is_ours(name) else None
     return (f"{name}/", None) if is_folder else (name, _listed(name, path))
 
 
@@ -139,7 +168,8 @@ def _listed(name: str, path: str | os.DirEntry[str]) -> ListedFile:
         status = os.stat(path)
     except FileNotFoundError:
         return ListedFile(escape_name(name))  # gone since scandir; opening it will say so
-    if stat.S_ISREG(status.st_mode) or not _is_picture_name(name):
-        return ListedFile(escape_name(name), status.st_size)
+    if stat.S_ISREG(status.st_mode) or not _is_ours(name):
+        fingerprint = f"{status.st_size}-{file_stamp(status)}"
+        return ListedFile(escape_name(name), status.st_size, fingerprint)
     # Opening a pipe would wait for ever.
-    return ListedFile(escape_name(name), None, "unreadable", "not a regular file")
+    return ListedFile(escape_name(name), None, None, "unreadable", "not a regular file")

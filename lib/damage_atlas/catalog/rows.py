@@ -1,18 +1,27 @@
-"""From checked files to observations. Pure: names, tiles, duplicates, contradictions."""
+"""From facts about files to observations. Pure, by columns: names, tiles, duplicates, contradictions."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from damage_atlas.catalog.check import CheckedFile
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from damage_atlas.catalog.annotations import ANNOTATION_COLUMNS, Annotations
 from damage_atlas.catalog.tiling import plan_tiles
+from damage_atlas.contracts import OBSERVATIONS
 from damage_atlas.images import Tile
 from damage_atlas.spec import CatalogSpec
 
-Row = dict[str, Any]  # column of contracts.OBSERVATIONS -> value
+_TAKEN_OVER = (
+    *("size_bytes", "width", "height", "format", "captured_at", "latitude", "longitude", "element", "position_m"),
+    *("clock", "frame_time_s", "reason", "file", "sha256", "detail", "container", "byte_start", "frame"),
+)
 
 
 @dataclass(frozen=True)
@@ -23,117 +32,161 @@ class Place:
     labels: list[str]
     asset_id: str | None
 
-    @property
-    def inspection_id(self) -> str | None:
-        """One asset in one delivery."""
-        return f"{self.delivery}/{self.asset_id}" if self.delivery and self.asset_id else None
+
+def place_of(file: str, settings: CatalogSpec, container: str | None = None) -> Place:
+    """Read ``[delivery/][label/][asset/…/]name``, as far as the settings say that there are such folders.
+
+    A tar file is no folder: its members lie where it lies.
+    """
+    if container is not None:
+        file = container.rpartition("/")[0] + file[len(container) :]
+    return _place_of_folder(file.rpartition("/")[0].strip("/"), settings.labels, settings.deliveries)
 
 
-def place_of(file: str, settings: CatalogSpec) -> Place:
-    """Read ``[delivery/][label/][asset/…/]name``, as far as the settings say that there are such folders."""
-    folders = file.split("/")[:-1]
-    delivery = folders.pop(0) if settings.deliveries == "folder" and folders else None
+@lru_cache(maxsize=4096)
+def _place_of_folder(path: str, labelled: str, delivered: str) -> Place:
+    folders = path.split("/") if path else []
+    delivery = folders.pop(0) if delivered == "folder" and folders else None
     labels: list[str] = []
-    if settings.labels == "folder" and folders:
+    if labelled == "folder" and folders:
         name = folders.pop(0)
         labels = sorted({label.strip() for label in name.split("+")} - {""}) or [name]
     return Place(delivery, labels, "/".join(folders) or None)
 
 
-def make_rows(
-    files: Iterable[CheckedFile],
+def make_observations(
+    files: pa.Table,
     groups: dict[str, str] | None,
+    manifest: Mapping[str, Annotations] | None,
     settings: CatalogSpec,
-    uri: Callable[[str], str],
-) -> list[Row]:
-    """One row per whole photo, per tile of a large one, and per file that cannot be used, in order.
+    uri: Callable[[str, str | None, float | None], str],
+) -> pa.Table:
+    """One row per whole photo, per tile of a large one, per frame, and per file that cannot be used, in order.
 
     Args:
+        files: columns as in ``contracts.FILES``, in the order that the observations shall have.
         groups: file -> group from a side-car; None when there is no side-car.
-        uri: where a file lies.
+        manifest: file -> what it says; goes before what is said beside the picture, and both before the folders.
+        uri: where a file lies, of (file, container, seconds).
     """
-    rows: list[Row] = []
-    for checked in files:
-        place = place_of(checked.file, settings)
+    if manifest is not None:
+        files = _annotate(files, manifest)
+    rows: list[int] = []  # of ``files``, for each observation
+    made: dict[str, list[Any]] = defaultdict(list)
+    columns = ("file", "container", "frame", "frame_time_s", "sha256", "width", "height", "reason")
+    said = ("labels", "group", "asset_id", "inspection_id")
+    for i, (file, container, frame, time_s, sha256, width, height, reason, *beside) in enumerate(
+        zip(*(files[name].to_pylist() for name in (*columns, *said)), strict=True)
+    ):
+        place = place_of(file, settings, container)
+        labels, group, asset_id, inspection_id = beside
+        asset_id = asset_id or place.asset_id
+        tiles: tuple[Tile | None, ...] = (None,)
+        if reason is None and max(width, height) > settings.tile_above:
+            tiles = plan_tiles(width, height, settings.tile_size, settings.tile_overlap)
+        named = None if groups is None else groups.get(file)
         # With a side-car, a file that it does not name stands for itself: it may want to split the asset.
-        group = (place.asset_id if groups is None else groups.get(checked.file)) or checked.file
-        common: Row = {
-            "uri": uri(checked.file),
-            "size_bytes": checked.size_bytes,
-            "labels": place.labels,
-            "group": group,
-            "asset_id": place.asset_id,
-            "inspection_id": place.inspection_id,
-            "status": "ok" if checked.picture else "quarantined",
-            "reason": checked.reason,
-            "file": checked.file,
-            "delivery": place.delivery,
-            "sha256": checked.sha256,
-            "detail": checked.detail,
-        }
-        tiles: Sequence[Tile | None] = (None,)
-        if picture := checked.picture:
-            common |= {
-                "width": picture.width,
-                "height": picture.height,
-                "format": picture.format,
-                "captured_at": picture.captured_at,
-                "latitude": picture.latitude,
-                "longitude": picture.longitude,
-            }
-            if max(picture.width, picture.height) > settings.tile_above:
-                tiles = plan_tiles(picture.width, picture.height, settings.tile_size, settings.tile_overlap)
+        stands_for = named or group or (None if groups is not None else asset_id) or file
         for tile in tiles:
-            row = common | {
-                "observation_id": observation_id(checked.file, tile),
-                "image_id": image_id(checked.sha256, tile) if checked.picture and checked.sha256 else None,
-            }
-            if tile is not None:
-                row |= {
-                    "tile_x": tile.x,
-                    "tile_y": tile.y,
-                    "tile_width": tile.width,
-                    "tile_height": tile.height,
-                }
-            rows.append(row)
-    return rows
+            rows.append(i)
+            made["observation_id"].append(observation_id(file, tile, frame))
+            made["image_id"].append(None if reason is not None else image_id(sha256, tile, frame))
+            for name, value in zip(
+                ("x", "y", "width", "height"),
+                (tile.x, tile.y, tile.width, tile.height) if tile else (None,) * 4,
+                strict=True,
+            ):
+                made[f"tile_{name}"].append(value)
+            made["uri"].append(uri(file, container, time_s))
+            made["labels"].append(place.labels if labels is None else labels)
+            made["group"].append(stands_for)
+            made["asset_id"].append(asset_id)
+            made["inspection_id"].append(
+                inspection_id or (f"{place.delivery}/{asset_id}" if place.delivery and asset_id else None)
+            )
+            made["status"].append("ok" if reason is None else "quarantined")
+            made["delivery"].append(place.delivery)
+    taken = files.select(_TAKEN_OVER).take(pa.array(rows, pa.int64()))
+    arrays = [
+        taken[field.name]
+        if field.name in _TAKEN_OVER
+        else pa.array(made.get(field.name, [None] * len(rows)), field.type)
+        for field in OBSERVATIONS
+    ]
+    return pa.Table.from_arrays([_one_chunk(array) for array in arrays], schema=OBSERVATIONS)
 
 
-def observation_id(file: str, tile: Tile | None) -> str:
+def _annotate(files: pa.Table, manifest: Mapping[str, Annotations]) -> pa.Table:
+    said = [manifest.get(file, {}) for file in files["file"].to_pylist()]
+    for name in ANNOTATION_COLUMNS:
+        if any(name in row for row in said):
+            values = [row.get(name, old) for row, old in zip(said, files[name].to_pylist(), strict=True)]
+            files = files.set_column(
+                files.column_names.index(name), files.field(name), pa.array(values, files.field(name).type)
+            )
+    return files
+
+
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def observation_id(file: str, tile: Tile | None, frame: int | None = None) -> str:
     """20 hexadecimal digits that name a place in the archive: the same in every run."""
-    return hashlib.sha256(_with_tile(file, tile, "\0").encode()).hexdigest()[:20]
+    return hashlib.sha256(_with_parts(file, tile, frame, "\0").encode()).hexdigest()[:20]
 
 
-def image_id(sha256: str, tile: Tile | None) -> str:
-    """Names pixels: the digest of the file's bytes, with the box of a tile."""
-    return _with_tile(sha256, tile, "-")
+def image_id(sha256: str, tile: Tile | None, frame: int | None = None) -> str:
+    """Names pixels: the digest of the file's bytes, with the frame of a video and the box of a tile."""
+    return _with_parts(sha256, tile, frame, "-")
 
 
-def _with_tile(name: str, tile: Tile | None, separator: str) -> str:
+def _with_parts(name: str, tile: Tile | None, frame: int | None, separator: str) -> str:
+    if frame is not None:
+        name = f"{name}{separator}f{frame}"
     return name if tile is None else f"{name}{separator}{tile.x}-{tile.y}-{tile.width}-{tile.height}"
 
 
-def mark_duplicates(rows: list[Row]) -> None:
+def mark_duplicates(observations: pa.Table) -> pa.Table:
     """Set status ``duplicate`` where an earlier row shows the same pixels of the same asset at the same time.
 
     Rows that give other labels to the same pixels are not repetitions but a contradiction, and stay.
     """
+    columns = [observations[name].to_pylist() for name in ("status", "detail")]
+    status, detail = columns
     first: dict[tuple[Any, ...], str] = {}
-    for row in rows:
-        if row["status"] == "ok":
-            key = (row["image_id"], row["asset_id"], row["captured_at"], *row["labels"])
-            earlier = first.setdefault(key, row["file"])
-            if earlier != row["file"]:
-                row["status"] = "duplicate"
-                row["detail"] = f"the same bytes as {earlier}"
+    keys = ("image_id", "asset_id", "captured_at", "labels", "file")
+    for i, (image, asset, moment, labels, file) in enumerate(
+        zip(*(observations[k].to_pylist() for k in keys), strict=True)
+    ):
+        if status[i] == "ok":
+            earlier = first.setdefault((image, asset, moment, *labels), file)
+            if earlier != file:
+                status[i], detail[i] = "duplicate", f"the same bytes as {earlier}"
+    return set_columns(observations, status=status, detail=detail)
 
 
-def contradictions(rows: Iterable[Row]) -> dict[str, list[str]]:
+def contradictions(observations: pa.Table) -> dict[str, list[str]]:
     """Files by SHA-256 whose equal bytes carry different labels."""
-    labels: dict[str, set[tuple[str, ...]]] = {}
-    files: dict[str, set[str]] = {}
-    for row in rows:
-        if row["status"] != "quarantined" and row["labels"]:
-            labels.setdefault(row["sha256"], set()).add(tuple(row["labels"]))
-            files.setdefault(row["sha256"], set()).add(row["file"])
+    labels: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    files: dict[str, set[str]] = defaultdict(set)
+    labelled = observations.filter(
+        pc.and_(
+            pc.not_equal(observations["status"], "quarantined"),
+            pc.greater(pc.list_value_length(observations["labels"]), 0),
+        )
+    )
+    # A video's frames may differ in what they show.
+    whole = labelled.filter(pc.is_null(labelled["frame"]))
+    for digest, said, file in zip(*(whole[name].to_pylist() for name in ("sha256", "labels", "file")), strict=True):
+        labels[digest].add(tuple(said))
+        files[digest].add(file)
     return {digest: sorted(files[digest]) for digest, sets in labels.items() if len(sets) > 1}
+
+
+def set_columns(table: pa.Table, **columns: list[Any]) -> pa.Table:
+    """The table with other values in some columns."""
+    for name, values in columns.items():
+        field = table.schema.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+    return table

@@ -13,12 +13,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from damage_atlas.contracts import Artifact
 from damage_atlas.embed.plan import EmbedPlan, VectorPart, plan_embedding
 from damage_atlas.embed.seal import seal_embedding
-from damage_atlas.embed.work import EmbedPart, PartResult
+from damage_atlas.embed.work import DecodedPart, EmbedPart, ForwardPart, PartResult, decoder_of
 from damage_atlas.parts import map_in_threads
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
 
-__all__ = ["EmbedPart", "EmbedPlan", "PartResult", "VectorPart", "embed_archive"]
+__all__ = [
+    "DecodedPart",
+    "EmbedPart",
+    "EmbedPlan",
+    "ForwardPart",
+    "PartResult",
+    "VectorPart",
+    "decoder_of",
+    "embed_archive",
+]
 
 # (run, parts) -> results in any order
 EmbedParts = Callable[[Run, Sequence[VectorPart]], Iterable[PartResult]]
@@ -40,7 +49,7 @@ def embed_archive(run: Run, embed_parts: EmbedParts = embed_in_threads) -> Artif
     stage = run.stage("embed")
     plan = plan_embedding(run, stage)
     results = []
-    with Progress("embed", "images", sum(len(part.rows) for part in plan.parts)) as progress:
+    with Progress("embed", "images", len(plan.new_ids)) as progress:
         for result in embed_parts(run, plan.parts):
             results.append(result)
             progress.add(result.output.rows or 0, len(result.failed))

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from damage_atlas.contracts import ModelCard
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from damage_atlas.contracts import OBSERVATIONS, ModelCard, Output
 from damage_atlas.embed.part import read_part
 from damage_atlas.errors import ContractError
-from damage_atlas.images import TILE_COLUMNS
+from damage_atlas.images import SOURCE_COLUMNS
 from damage_atlas.parts import plan_parts
 from damage_atlas.store import Run, Stage, Store, load_model_card
+from damage_atlas.store.objects import RangeReader, sha256
+from damage_atlas.store.runs import read_output
 
-ImageRow = dict[str, Any]
+ImageRow = dict[str, Any]  # image_id and images.SOURCE_COLUMNS
+
+# The pixels of a part travel from decoders to the network in one piece.
+_LARGEST_PART_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,18 @@ class VectorPart:
     """Images that are embedded together. ``key`` names the part by what it holds: the digest of its image ids."""
 
     key: str
-    rows: tuple[ImageRow, ...]  # image_id, file, sha256, tile box
+    wanted: Output  # the plan's table of images
+    number: int  # of the table's row group that lists this part's images
+    size: int  # images
+
+    def rows(self, store: Store) -> list[ImageRow]:
+        """The images, as the plan lists them."""
+        reader = RangeReader(lambda start, size: store.read_range(self.wanted.key, start, size), self.wanted.size_bytes)
+        with pq.ParquetFile(
+            pa.PythonFile(io.BufferedReader(reader, 1 << 16), mode="r"), page_checksum_verification=True
+        ) as file:
+            rows: list[ImageRow] = file.read_row_group(self.number, use_threads=False).to_pylist()
+        return rows
 
 
 @dataclass(frozen=True)
@@ -29,8 +50,9 @@ class EmbedPlan:
     """What a run needs: parts that are there already, and parts to make."""
 
     card: ModelCard
-    reused_keys: tuple[str, ...]
+    reused: tuple[Output, ...]
     parts: tuple[VectorPart, ...]
+    new_ids: frozenset[str]
 
 
 def vectors_folder(archive: str, card: ModelCard) -> str:
@@ -48,38 +70,76 @@ def model_of(run: Run) -> ModelCard:
 
 def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
     """Plan the run's embedding, or read the plan an earlier attempt has stored."""
-    spec = run.spec.settings.embed
     card = model_of(run)
-    needed = unique_images(run)
     folder = vectors_folder(run.spec.archive, card)
-    found = [item.key for item in run.store.list(folder)]
-    wanted = set(needed)
-    reused = [key for key in found if not wanted.isdisjoint(_ids_of(run.store, key))]
-    stored = stage.plan(
-        {"model": f"{card.model}@{card.version}", "rows_per_part": spec.rows_per_part, "reused": reused}
+    stored = stage.stored_plan()
+    if stored is None:
+        wanted = unique_images(run)
+        reused, known = _parts_of_use(run.store, folder, set(wanted["image_id"].to_pylist()))
+        missing = wanted.filter(pc.invert(pc.is_in(wanted["image_id"], pa.array(sorted(known), pa.string()))))
+        size = card.preprocessing["size"]
+        rows_per_part = min(run.spec.settings.embed.rows_per_part, max(1, _LARGEST_PART_BYTES // (3 * size * size)))
+        table = _table_by_parts(missing, rows_per_part)
+        # Named by its bytes: of attempts that race to plan, one plan wins, with its own table.
+        output = stage.write_beside_plan(f"wanted-{sha256(table)[:16]}.parquet", table, missing.num_rows)
+        stored = stage.plan(
+            {
+                "model": f"{card.model}@{card.version}",
+                "rows_per_part": rows_per_part,
+                "wanted": output.model_dump(),
+                "reused": [part.model_dump() for part in reused],
+            }
+        )
+    output = Output(**stored["wanted"])
+    ids = pq.read_table(
+        io.BytesIO(read_output(run.store, output)), columns=["image_id"], use_threads=False, pre_buffer=False
+    )["image_id"].to_pylist()
+    parts = tuple(
+        VectorPart(f"{folder}/{_part_name(ids[part.rows])}", output, part.number, part.size)
+        for part in plan_parts(len(ids), stored["rows_per_part"])
     )
+    return EmbedPlan(card, tuple(Output(**part) for part in stored["reused"]), parts, frozenset(ids))
+
+
+def unique_images(run: Run) -> pa.Table:
+    """``image_id`` and how to read it, for every readable observation; the first in the listing stands for all.
+
+    In the order in which files are best read: tiles of a photo, members of a tar file, frames of a video in turn.
+    """
+    table = run.read_table("catalog", "observations.parquet", ["image_id", *SOURCE_COLUMNS, "status"])
+    table = table.filter(pc.equal(table["status"], "ok")).drop_columns("status")
+    table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    first = table.group_by("image_id", use_threads=False).aggregate([("row", "min")])["row_min"]
+    table = table.take(first.combine_chunks()).drop_columns("row")
+    holder = pc.coalesce(table["container"], table["file"])
+    keys = ["holder", "byte_start", "file", "frame", "tile_y", "tile_x"]
+    ordered = table.append_column("holder", holder).sort_by([(key, "ascending") for key in keys])
+    return ordered.select([field.name for field in _WANTED])
+
+
+_WANTED: Final = pa.schema([OBSERVATIONS.field(name) for name in ("image_id", *SOURCE_COLUMNS)])
+
+
+def _parts_of_use(store: Store, folder: str, wanted: set[str]) -> tuple[list[Output], set[str]]:
+    """Stored parts that hold wanted images, and the ids in them."""
+    reused: list[Output] = []
     known: set[str] = set()
-    for key in stored["reused"]:
-        known |= _ids_of(run.store, key)
-    missing = sorted(wanted - known)
-    parts = []
-    for part in plan_parts(len(missing), stored["rows_per_part"]):
-        ids = missing[part.rows]
-        name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
-        parts.append(VectorPart(f"{folder}/vectors-{name}.parquet", tuple(needed[i] for i in ids)))
-    return EmbedPlan(card, tuple(stored["reused"]), tuple(parts))
+    for item in store.list(folder):
+        data = store.read(item.key)
+        ids = read_part(data, store.uri(item.key))[0]["image_id"].to_pylist()
+        if not wanted.isdisjoint(ids):
+            reused.append(Output(key=item.key, sha256=sha256(data), size_bytes=len(data), rows=len(ids)))
+            known.update(ids)
+    return reused, known
 
 
-def unique_images(run: Run) -> dict[str, ImageRow]:
-    """image_id -> how to read it, for every readable observation; the first file in the listing stands for all."""
-    columns = ["image_id", "file", "sha256", *TILE_COLUMNS, "status"]
-    table = run.read_table("catalog", "observations.parquet").select(columns)
-    unique: dict[str, ImageRow] = {}
-    for row in table.to_pylist():
-        if row.pop("status") == "ok":
-            unique.setdefault(row["image_id"], row)
-    return unique
+def _table_by_parts(images: pa.Table, rows_per_part: int) -> bytes:
+    """The images as Parquet, a row group for each part, so that a worker reads its own part alone."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, _WANTED, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(images.cast(_WANTED), row_group_size=rows_per_part)
+    return sink.getvalue()
 
 
-def _ids_of(store: Store, key: str) -> set[str]:
-    return set(read_part(store.read(key), store.uri(key))[0]["image_id"].to_pylist())
+def _part_name(ids: list[str]) -> str:
+    return f"vectors-{hashlib.sha256(chr(10).join(ids).encode()).hexdigest()[:32]}.parquet"

@@ -6,13 +6,11 @@ from collections import Counter
 
 import pyarrow as pa
 
-from damage_atlas.contracts import FAILED, Artifact, Ledger, Output
-from damage_atlas.embed.part import read_part
+from damage_atlas.contracts import FAILED, Artifact, Ledger
 from damage_atlas.embed.plan import EmbedPlan
 from damage_atlas.embed.work import PartResult
 from damage_atlas.errors import ContractError
 from damage_atlas.store import Run, Stage
-from damage_atlas.store.objects import sha256
 
 
 def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartResult]) -> Artifact:
@@ -29,17 +27,15 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
             "Rerun the stage: finished parts are kept.",
             retryable=True,
         )
-    for key in plan.reused_keys:
-        data = run.store.read(key)
-        read_part(data, run.store.uri(key))  # nothing is sealed that is not what its maker wrote
-        stage.adopt(key.rsplit("/", 1)[1], Output(key=key, sha256=sha256(data), size_bytes=len(data)))
+    for part in plan.reused:
+        stage.adopt(part.key.rsplit("/", 1)[1], part)
     for key, result in made.items():
         stage.adopt(key.rsplit("/", 1)[1], result.output)
     failed = {row["image_id"]: row for result in results for row in result.failed}
     rows = [{**failed[i], "stage": "embed"} for i in sorted(failed)]
     stage.write_table("failed.parquet", pa.Table.from_pylist(rows, FAILED))
 
-    new = {row["image_id"] for part in plan.parts for row in part.rows}
+    new = plan.new_ids
     ledger = _ledger(run, new, {i: row["reason"] for i, row in failed.items()}).check(run.uri)
     return stage.seal(
         inputs=("catalog", "train") if run.spec.kind == "run" else ("catalog",),
@@ -49,23 +45,23 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
             "weights_sha256": plan.card.weights.sha256,
             "dimension": plan.card.network["embedding_size"],
             "parts_made": len(plan.parts),
-            "parts_reused": len(plan.reused_keys),
+            "parts_reused": len(plan.reused),
             "images_embedded": len(new) - len(failed),
             "ledger": ledger.model_dump(),
         },
     )
 
 
-def _ledger(run: Run, new: set[str], failed: dict[str, str]) -> Ledger:
-    table = run.read_table("catalog", "observations.parquet").select(["image_id", "status", "reason"])
+def _ledger(run: Run, new: frozenset[str], failed: dict[str, str]) -> Ledger:
+    columns = ["image_id", "status", "reason"]
+    table = run.read_table("catalog", "observations.parquet", columns)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     first_seen: set[str] = set()
-    for row in table.to_pylist():
-        image_id, status = row["image_id"], row["status"]
+    for image_id, status, reason in zip(*(table[name].to_pylist() for name in columns), strict=True):
         if status == "quarantined" or (status == "ok" and image_id in failed):
             counts["quarantined"] += 1
-            reasons[row["reason"] or failed[image_id]] += 1
+            reasons[reason or failed[image_id]] += 1
         elif status == "duplicate":
             counts["duplicate"] += 1
         elif image_id in new and image_id not in first_seen:

@@ -1,20 +1,19 @@
-"""Decode, preprocess and forward one part; the same code on a thread, in a test, and in a Ray actor."""
+"""Decode and preprocess one part, forward it: two steps, on a thread, in a test, or in Ray's workers."""
 
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from damage_atlas.contracts import Output, vectors_schema
-from damage_atlas.embed.part import part_bytes, read_part
-from damage_atlas.embed.plan import ImageRow, VectorPart, model_of
-from damage_atlas.errors import ObjectNotFoundError
-from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, preprocess
+from damage_atlas.embed.part import Failures, part_bytes, read_part
+from damage_atlas.embed.plan import VectorPart, model_of
+from damage_atlas.images import ImageError, Limits, PhotoReader, Pixels, Source, preprocess
 from damage_atlas.network import embed_pixels, load_network, resolve_precision
 from damage_atlas.store import Run, Store
 from damage_atlas.store.objects import sha256
@@ -29,66 +28,111 @@ class PartResult:
     failed: tuple[dict[str, str], ...]  # image_id, reason, detail
 
 
-class EmbedPart:
-    """Embeds a part and puts it into the store; loads the model once, when first called.
+@dataclass(frozen=True)
+class DecodedPart:
+    """A part's images as the network wants them.
+
+    Attributes:
+        pixels_NSSC: uint8, N x size x size x 3.
+        is_stored: the part is in the store already: nothing was decoded.
+    """
+
+    key: str
+    image_ids: list[str]
+    pixels_NSSC: Pixels
+    failed: Failures
+    is_stored: bool = False
+
+
+class DecodePart:
+    """Decodes and preprocesses the images of a part, unless its vectors are in the store already.
 
     Args:
-        run_uri: the run; it says which model, which images and which settings.
+        run_uri: the run; it says which images, and how they are judged.
+    """
+
+    def __init__(self, run_uri: str) -> None:
+        self.run = Run.load(run_uri)
+        self.limits = Limits.of(self.run.spec.settings.catalog)
+        self.size = model_of(self.run).preprocessing["size"]
+
+    def __call__(self, part: VectorPart) -> DecodedPart:
+        """The part's pixels; images that cannot be read any more are among ``failed``."""
+        torch.set_num_threads(1)  # resizing; of this thread alone
+        shape = (self.size, self.size, 3)
+        if self.run.store.exists(part.key):
+            return DecodedPart(part.key, [], np.empty((0, *shape), np.uint8), [], is_stored=True)
+        pixels = np.empty((part.size, *shape), np.uint8)
+        kept: list[str] = []
+        failed: Failures = []
+        with PhotoReader(self.run.spec.images, self.limits) as reader:
+            for row in part.rows(self.run.store):
+                try:
+                    pixels[len(kept)] = preprocess(reader.read(Source.of_row(row)), self.size)
+                except ImageError as error:
+                    failed.append({"image_id": row["image_id"], "reason": error.reason, "detail": error.detail})
+                else:
+                    kept.append(row["image_id"])
+        return DecodedPart(part.key, kept, pixels[: len(kept)], failed)
+
+
+@lru_cache(maxsize=1)
+def decoder_of(run_uri: str) -> DecodePart:
+    """The run's ``DecodePart``, shared by the tasks of a process."""
+    return DecodePart(run_uri)
+
+
+class ForwardPart:
+    """Embeds a decoded part and puts it into the store.
+
+    Args:
+        run_uri: the run; it says which model, and with which settings.
         device: where the network runs.
     """
 
     def __init__(self, run_uri: str, device: str = "cpu") -> None:
-        self.run_uri, self.device = run_uri, device
-        self._lock = threading.Lock()
-        self._loaded = False
+        self.run = Run.load(run_uri)
+        self.spec = self.run.spec.settings.embed
+        card = model_of(self.run)
+        self.network = load_network(read_output(self.run.store, card.weights), card.network, device)
+        self.dtype = resolve_precision(self.spec.precision, torch.device(device))
 
-    def _load(self) -> None:
-        with self._lock:
-            if self._loaded:
-                return
-            self.run = Run.load(self.run_uri)
-            settings = self.run.spec.settings
-            self.spec = settings.embed
-            card = model_of(self.run)
-            self.network = load_network(read_output(self.run.store, card.weights), card.network, self.device)
-            self.dtype = resolve_precision(self.spec.precision, torch.device(self.device))
-            self.limits = Limits.of(settings.catalog)
-            self._loaded = True
+    def __call__(self, decoded: DecodedPart) -> PartResult:
+        """The part in the store."""
+        store = self.run.store
+        if decoded.is_stored:
+            return _stored(store, decoded.key, store.read(decoded.key))
+        # Per thread: torch keeps the number of threads for each of the callers' threads.
+        torch.set_num_threads(self.spec.threads_per_actor)
+        vectors = embed_pixels(self.network, decoded.pixels_NSSC, self.spec.batch_size, self.dtype)
+        size = self.network.embedding_size
+        table = pa.Table.from_arrays(
+            [
+                pa.array(decoded.image_ids, pa.string()),
+                pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size),
+            ],
+            schema=vectors_schema(size),
+        )
+        data = part_bytes(table, decoded.failed)
+        store.create_same(decoded.key, data)
+        return _stored(store, decoded.key, data)
+
+
+class EmbedPart:
+    """Both steps one after the other, for threads: what they need is loaded once, when first called."""
+
+    def __init__(self, run_uri: str) -> None:
+        self.run_uri = run_uri
+        self._lock = threading.Lock()
+        self._steps: tuple[DecodePart, ForwardPart] | None = None
 
     def __call__(self, part: VectorPart) -> PartResult:
         """Embed ``part``, unless it is in the store already."""
-        self._load()
-        # Per thread: torch keeps the number of threads for each of the callers' threads.
-        torch.set_num_threads(self.spec.threads_per_actor)
-        store = self.run.store
-        with suppress(ObjectNotFoundError):
-            return _stored(store, part.key, store.read(part.key))
-        kept, pixels, failed = self._decode(part.rows)
-        vectors = embed_pixels(self.network, pixels, self.spec.batch_size, self.dtype)
-        size = self.network.embedding_size
-        table = pa.Table.from_arrays(
-            [pa.array(kept, pa.string()), pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size)],
-            schema=vectors_schema(size),
-        )
-        data = part_bytes(table, failed)
-        store.create_same(part.key, data)
-        return _stored(store, part.key, data)
-
-    def _decode(self, rows: tuple[ImageRow, ...]) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
-        reader = PhotoReader(self.run.spec.images, self.limits)
-        size = self.network.input_size
-        pixels = np.empty((len(rows), size, size, 3), np.uint8)
-        kept: list[str] = []
-        failed: list[dict[str, str]] = []
-        for row in rows:
-            try:
-                picture = reader.read(row["file"], row["sha256"], Tile.of_row(row))
-            except ImageError as error:
-                failed.append({"image_id": row["image_id"], "reason": error.reason, "detail": error.detail})
-                continue
-            pixels[len(kept)] = preprocess(picture, size)
-            kept.append(row["image_id"])
-        return kept, pixels[: len(kept)], failed
+        with self._lock:
+            if self._steps is None:
+                self._steps = DecodePart(self.run_uri), ForwardPart(self.run_uri)
+            decode, forward = self._steps
+        return forward(decode(part))
 
 
 def _stored(store: Store, key: str, data: bytes) -> PartResult:

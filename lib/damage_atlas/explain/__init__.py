@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from damage_atlas.contracts import EXPLANATIONS, Artifact
 from damage_atlas.explain.pictures import ExplainPart, PictureJob
-from damage_atlas.images import TILE_COLUMNS, Tile
+from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.neighbours import load_index, read_vectors
 from damage_atlas.parts import MapParts, map_in_threads, plan_parts
 from damage_atlas.progress import Progress
@@ -33,8 +33,8 @@ def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact
     rows = _nearest_rows(run)
     observations = _first_observations(run, {row["image_id"] for row in rows})
     jobs = [
-        PictureJob(image_id, row["file"], row["sha256"], Tile.of_row(row))
-        for image_id, row in sorted(observations.items())
+        PictureJob(image_id, Source.of_row(row))
+        for image_id, row in sorted(observations.items(), key=lambda item: (Source.of_row(item[1]).place, item[0]))
     ]
     parts = [tuple(jobs[part.rows]) for part in plan_parts(len(jobs), _PICTURES_PER_PART)]
     drawn: dict[str, dict[str, Any]] = {}
@@ -104,8 +104,8 @@ def _nearest_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _first_observations(run: Run, image_ids: set[str]) -> dict[str, dict[str, Any]]:
-    columns = ["observation_id", "image_id", "status", "file", "sha256", *TILE_COLUMNS]
-    table = run.read_table("catalog", "observations.parquet").select(columns)
+    columns = ["observation_id", "image_id", "status", *SOURCE_COLUMNS]
+    table = run.read_table("catalog", "observations.parquet", columns)
     first: dict[str, dict[str, Any]] = {}
     for row in table.to_pylist():
         if row["status"] == "ok" and row["image_id"] in image_ids:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from damage_atlas.explain.gradcam import deletion_scores, explain_batch
-from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, encode_jpeg, preprocess
+from damage_atlas.images import ImageError, Limits, PhotoReader, Source, encode_jpeg, preprocess
 from damage_atlas.network import load_network
 from damage_atlas.store import Run
 from damage_atlas.store.runs import read_output, write_output
@@ -31,9 +31,7 @@ class PictureJob:
     """One image to draw, and how to read it."""
 
     image_id: str
-    file: str
-    sha256: str
-    tile: Tile | None
+    source: Source
 
 
 class ExplainPart:
@@ -67,13 +65,13 @@ class ExplainPart:
         self._load()
         torch.set_num_threads(1)
         results: list[dict[str, Any]] = []
-        reader = PhotoReader(self.run.spec.images, self.limits)
         read: list[tuple[PictureJob, Pixels]] = []
-        for job in jobs:
-            try:
-                read.append((job, reader.read(job.file, job.sha256, job.tile)))
-            except ImageError as error:
-                results.append({"image_id": job.image_id, "failed": error.reason})
+        with PhotoReader(self.run.spec.images, self.limits) as reader:
+            for job in jobs:
+                try:
+                    read.append((job, reader.read(job.source)))
+                except ImageError as error:
+                    results.append({"image_id": job.image_id, "failed": error.reason})
         size = self.network.input_size
         padded = np.zeros((_BATCH, size, size, 3), np.uint8)
         for i, (_, picture) in enumerate(read):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from damage_atlas.contracts import Ledger
-from damage_atlas.images import Tile
+from damage_atlas.images import Source
 from damage_atlas.report.changes import Change
 
 UNLABELLED = "no label"
@@ -165,14 +165,25 @@ class Point:
     novelty: float
     asset_id: str | None
     delivery: str | None
-    file: str
-    sha256: str | None
-    tile: Tile | None
+    source: Source
+    time_s: float | None = None  # of a video's frame
+    position_m: float | None = None  # along a sewer or a track
+
+    @property
+    def place(self) -> str:
+        """Its file, and where in it."""
+        return place(self.source, self.time_s, self.position_m)
 
 
-def place(file: str, tile: Tile | None) -> str:
-    """A file, with the tile's place where it is one."""
-    return file if tile is None else f"{file} (tile at {tile.x}, {tile.y})"
+def place(source: Source, time_s: float | None = None, position_m: float | None = None) -> str:
+    """A file, with the tile's place or the second of the video where it is one, and the position where it is known."""
+    parts = [] if source.tile is None else [f"tile at {source.tile.x}, {source.tile.y}"]
+    if time_s is not None:
+        minutes, seconds = divmod(time_s, 60)
+        parts.append(f"at {minutes:.0f}:{seconds:06.3f}".rstrip("0").rstrip("."))
+    if position_m is not None:
+        parts.append(f"{position_m:g} m")
+    return f"{source.file} ({', '.join(parts)})" if parts else source.file
 
 
 def _plain(value: Any) -> Any:

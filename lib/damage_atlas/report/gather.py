@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from damage_atlas.contracts import QUARANTINE_REASONS, Artifact, Ledger
-from damage_atlas.images import TILE_COLUMNS, Tile
+from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report.assets import SCORE_RULE, Sighting, rank_assets
 from damage_atlas.report.changes import Change, describe_changes
@@ -37,10 +37,9 @@ _TIMED_STAGES = ("catalog", "train", "embed", "index", "cluster", "explain")
 
 def gather_points(run: Run) -> list[Point]:
     """All points in the order of points.parquet."""
-    columns = ["observation_id", "file", "sha256", *TILE_COLUMNS]
+    columns = ["observation_id", "frame_time_s", "position_m", *SOURCE_COLUMNS]
     catalog = {
-        row["observation_id"]: row
-        for row in run.read_table("catalog", "observations.parquet").select(columns).to_pylist()
+        row["observation_id"]: row for row in run.read_table("catalog", "observations.parquet", columns).to_pylist()
     }
     points = []
     for row in run.read_table("cluster", "points.parquet").to_pylist():
@@ -57,9 +56,9 @@ def gather_points(run: Run) -> list[Point]:
                 novelty=row["novelty"],
                 asset_id=row["asset_id"],
                 delivery=row["delivery"],
-                file=seen["file"],
-                sha256=seen["sha256"],
-                tile=Tile.of_row(seen),
+                source=Source.of_row(seen),
+                time_s=seen["frame_time_s"],
+                position_m=seen["position_m"],
             )
         )
     return points
@@ -165,13 +164,13 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
                 map_artefact=row["map_artefact"],
                 labels=_counts(p.label or UNLABELLED for p in members),
                 assets=_counts(p.asset_id for p in members if p.asset_id is not None),
-                medoid_file=by_id[pictures[0]["observation_id"]].file if pictures else None,
+                medoid_file=by_id[pictures[0]["observation_id"]].place if pictures else None,
                 faithfulness=sum(faithfulness) / len(faithfulness) if faithfulness else None,
                 row=[
                     Shown(
                         rank=p["rank"],
                         observation_id=p["observation_id"],
-                        file=by_id[p["observation_id"]].file,
+                        file=by_id[p["observation_id"]].place,
                         label=by_id[p["observation_id"]].label,
                         similarity=p["similarity"],
                         picture_key=p["picture_key"],
@@ -227,8 +226,8 @@ def _quarantined(run: Run, observations: list[Row]) -> list[Quarantined]:
 
 
 def _place(row: Row) -> str:
-    """The file of an observation, with the tile's place where it is one."""
-    return place(row["file"], Tile.of_row(row))
+    """The file of an observation, with the tile's place or the second of the video where it is one."""
+    return place(Source.of_row(row), row["frame_time_s"], row["position_m"])
 
 
 def _duplicates(observations: list[Row]) -> list[Duplicate]:

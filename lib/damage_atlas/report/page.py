@@ -22,7 +22,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from damage_atlas.report.changes import PICTURED, WORD
-from damage_atlas.report.facts import UNLABELLED, Facts, Point, place
+from damage_atlas.report.facts import UNLABELLED, Facts, Point
 from damage_atlas.report.palette import NOISE_COLOR, Look, look
 from damage_atlas.report.sampling import CLUSTER_FLOOR
 from damage_atlas.report.thumbnails import SHEET_COLUMNS, Sheets
@@ -173,7 +173,7 @@ def _map_data(
         "confidence": _column([_percentile(p.confidence, 100) for p in drawn], "u1"),
         "novelty": _column([_percentile(p.novelty, 200) for p in drawn], "u1"),
         "flags": _column(flags, "u1"),
-        "names": [visible(place(p.file, p.tile)) for p in drawn],
+        "names": [visible(p.place) for p in drawn],
         "assets": [visible(name) for name in assets],
         "clusters": clusters,
         "labels": [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, encode_jpeg, preprocess
+from damage_atlas.images import ImageError, Limits, PhotoReader, Source, encode_jpeg, shrink
 from damage_atlas.parts import MapParts
 from damage_atlas.progress import Progress
 from damage_atlas.report.facts import Point
@@ -38,14 +38,13 @@ class _Part:
     images_root: str
     limits: Limits
     size: int
-    wanted: tuple[tuple[int, str, str | None, Tile | None], ...]  # position, file, sha256, tile
+    wanted: tuple[tuple[int, Source], ...]  # position, where its picture comes from
 
 
 def make_sheets(points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts) -> Sheets:
     """Thumbnails of ``points``, read through ``map_parts``; a picture that cannot be read leaves a gap."""
-    wanted = [(i, p.file, p.sha256, p.tile) for i, p in enumerate(points)]
     # Tiles of one photo side by side: the photo is decoded once.
-    wanted.sort(key=lambda item: (item[1], item[0]))
+    wanted = sorted(((i, p.source) for i, p in enumerate(points)), key=lambda item: (item[1].place, item[0]))
     parts = [
         _Part(images_root, limits, size, tuple(wanted[start : start + _ROWS_PER_PART]))
         for start in range(0, len(wanted), _ROWS_PER_PART)
@@ -63,14 +62,14 @@ def make_sheets(points: Sequence[Point], images_root: str, limits: Limits, size:
 
 
 def _read_part(part: _Part) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    reader = PhotoReader(part.images_root, part.limits)
     pixels_NSSC = np.zeros((len(part.wanted), part.size, part.size, 3), dtype=np.uint8)
     readable_N = np.ones(len(part.wanted), dtype=bool)
-    for i, (_, file, sha256, tile) in enumerate(part.wanted):
-        try:
-            pixels_NSSC[i] = preprocess(reader.read(file, sha256, tile), part.size)
-        except ImageError:
-            readable_N[i] = False
+    with PhotoReader(part.images_root, part.limits) as reader:
+        for i, (_, source) in enumerate(part.wanted):
+            try:
+                pixels_NSSC[i] = shrink(reader.read(source), part.size)
+            except ImageError:
+                readable_N[i] = False
     return pixels_NSSC, readable_N
 
 

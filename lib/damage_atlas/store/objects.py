@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,22 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
 
 _CONFLICT_RETRIES = 5
+_READ_TRIES = 4
 
 Names: TypeAlias = list[str]  # inside the classes below, `list` is a method
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One listed object; ``key`` is relative to the store's root."""
+    """One listed object; ``key`` is relative to the store's root.
+
+    Attributes:
+        stamp: changes when the object does: the entity tag of S3, a file's time of modification.
+    """
 
     key: str
     size_bytes: int
+    stamp: str
 
 
 class Store:
@@ -91,6 +98,10 @@ class Store:
         """
         return self._backend.read(_checked(key))
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        """``size`` bytes from ``start``; fewer at the object's end, none beyond it. Errors as in ``read``."""
+        return self._backend.read(_checked(key), start, size)
+
     def exists(self, key: str) -> bool:
         """Whether an object has this name."""
         return self._backend.exists(_checked(key))
@@ -147,6 +158,47 @@ def absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
 
 
+class RangeReader(io.RawIOBase):
+    """Something that is read in ranges, as a file that can be searched; wrap it in a buffer.
+
+    Args:
+        read: of (start, size).
+        size: of all, bytes.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size, self._at = read, size, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` as far as there are bytes."""
+        data = self._read(self._at, len(buffer)) if self._at < self._size else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def file_stamp(status: os.stat_result) -> str:
+    """What changes when a file does, as far as the file system tells."""
+    return f"{status.st_mtime_ns}"
+
+
 def sha256(data: bytes) -> str:
     """SHA-256, hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -159,7 +211,7 @@ def _checked(key: str) -> str:
 
 
 class _Backend(Protocol):
-    def read(self, key: str) -> bytes: ...
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes: ...
     def exists(self, key: str) -> bool: ...
     def create(self, key: str, data: bytes) -> None: ...
     def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
@@ -172,14 +224,15 @@ class _FolderBackend:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
         path = self.folder / key
         try:
             # Not to block on a pipe, whose other end nobody opens.
             with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
                 if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                     raise InputError(f"{path} is not a regular file.")
-                return stream.read()
+                stream.seek(start)
+                return stream.read() if size is None else stream.read(size)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ObjectNotFoundError(f"{path} is not there.") from error
         except IsADirectoryError as error:
@@ -223,7 +276,8 @@ class _FolderBackend:
         if not base.is_dir():
             return
         for path in sorted(p for p in base.rglob("*") if not p.name.startswith(".part-") and p.is_file()):
-            yield ObjectInfo(path.relative_to(self.folder).as_posix(), path.stat().st_size)
+            status = path.stat()
+            yield ObjectInfo(path.relative_to(self.folder).as_posix(), status.st_size, file_stamp(status))
 
     def list_folders(self, prefix: str) -> Names:
         base = self.folder / prefix
@@ -268,18 +322,26 @@ class _S3Backend:
     def _path(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        try:
-            data: bytes = self._client.get_object(Bucket=self.bucket, Key=self._path(key))["Body"].read()
-            return data
-        except ClientError as error:
-            if _status(error) == 404:
-                raise ObjectNotFoundError(f"s3://{self.bucket}/{self._path(key)} is not there.") from error
-            raise self._failure(key, error) from error
-        except BotoCoreError as error:
-            raise self._failure(key, error) from error
+        span = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
+        for attempt in range(_READ_TRIES):
+            try:
+                data: bytes = self._client.get_object(Bucket=self.bucket, Key=self._path(key), **span)["Body"].read()
+                return data
+            except ClientError as error:
+                if _status(error) == 416:
+                    return b""
+                if _status(error) == 404:
+                    raise ObjectNotFoundError(f"s3://{self.bucket}/{self._path(key)} is not there.") from error
+                raise self._failure(key, error) from error
+            except BotoCoreError as error:
+                # boto3 repeats requests, but not one whose answer broke off after its head.
+                if attempt == _READ_TRIES - 1:
+                    raise self._failure(key, error) from error
+                time.sleep(0.2 * 4**attempt)
+        raise AssertionError
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -316,7 +378,8 @@ class _S3Backend:
         start = self._path(prefix) + "/" if prefix else (f"{self.prefix}/" if self.prefix else "")
         for page in self._pages(Prefix=start):
             for item in page.get("Contents", []):
-                yield ObjectInfo(item["Key"][len(self.prefix) + 1 if self.prefix else 0 :], item["Size"])
+                key = item["Key"][len(self.prefix) + 1 if self.prefix else 0 :]
+                yield ObjectInfo(key, item["Size"], item["ETag"].strip('"'))
 
     def list_folders(self, prefix: str) -> Names:
         start = self._path(prefix) + "/"

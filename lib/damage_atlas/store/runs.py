@@ -140,9 +140,9 @@ class Run:
             raise ContractError(f"{self.uri}: stage {stage} has no output {name}.")
         return read_output(self.store, artifact.outputs[name])
 
-    def read_table(self, stage: str, name: str) -> pa.Table:
-        """A table of a sealed stage, checked against its digest."""
-        return table_from_bytes(self.read(stage, name))
+    def read_table(self, stage: str, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A table of a sealed stage, or some of its columns, checked against its digest."""
+        return table_from_bytes(self.read(stage, name), columns)
 
     def previous(self) -> Run | None:
         """The run that was the archive's current version when this one was opened."""
@@ -261,20 +261,36 @@ class Stage:
         attempts = {0}
         for item in self.run.store.list(f"{self.run.key}/{self.name}"):
             part = item.key.removeprefix(f"{self.run.key}/{self.name}/").split("/")[0]
-            if part != "plan.json":
+            if part not in ("plan.json", "plan"):
                 number = re.fullmatch(r"attempt-(\d+)", part, re.ASCII)
                 attempts.add(int(number[1]) if number else 1)
         return max(attempts) + 1
 
     def plan(self, document: dict[str, Any]) -> dict[str, Any]:
         """Store the stage's plan, or return the one that is stored: every attempt works by the same plan."""
-        key = f"{self.run.key}/{self.name}/plan.json"
         try:
-            self.run.store.create(key, json.dumps(document, indent=1).encode())
+            self.run.store.create(self._plan_key, json.dumps(document, indent=1).encode())
             return document
         except ObjectExistsError:
-            stored: dict[str, Any] = json.loads(self.run.store.read(key))
+            stored = self.stored_plan()
+            assert stored is not None
             return stored
+
+    def stored_plan(self) -> dict[str, Any] | None:
+        """The plan an earlier attempt has stored, or None."""
+        try:
+            stored: dict[str, Any] = json.loads(self.run.store.read(self._plan_key))
+        except ObjectNotFoundError:
+            return None
+        return stored
+
+    def write_beside_plan(self, name: str, data: bytes, rows: int | None = None) -> Output:
+        """Write an object that the plan refers to: for all attempts, and no output of the stage."""
+        return write_output(self.run.store, f"{self.run.key}/{self.name}/plan/{name}", data, rows)
+
+    @property
+    def _plan_key(self) -> str:
+        return f"{self.run.key}/{self.name}/plan.json"
 
     def write(self, name: str, data: bytes, rows: int | None = None) -> Output:
         """Write an output of this stage; it counts once the stage is sealed."""

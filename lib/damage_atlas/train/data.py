@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from damage_atlas.errors import InputError, StoreError
-from damage_atlas.images import ImageError, Limits, PhotoReader, Tile, preprocess
+from damage_atlas.images import ImageError, Limits, PhotoReader, Source, preprocess
 
 Ints = NDArray[np.int64]
 
@@ -28,9 +28,7 @@ class LabelledImages:
     """
 
     image_ids: list[str]
-    files: list[str]
-    digests: list[str]
-    tiles: list[Tile | None]
+    sources: list[Source]
     labels: list[str]
     splits: list[str]
 
@@ -46,9 +44,7 @@ class LabelledImages:
         ordered = [unique[image_id] for image_id in sorted(unique)]
         images = cls(
             [r["image_id"] for r in ordered],
-            [r["file"] for r in ordered],
-            [r["sha256"] for r in ordered],
-            [Tile.of_row(r) for r in ordered],
+            [Source.of_row(r) for r in ordered],
             ["+".join(r["labels"]) for r in ordered],
             [r["split"] for r in ordered],
         )
@@ -135,20 +131,22 @@ class Pixels:
             InputError: an image can no longer be read as the catalog found it.
         """
         missing = np.unique(rows[~self._decoded[rows]])
+        # So that a photo is decoded once for all its tiles, and a tar file read from its beginning to its end.
+        missing = np.array(sorted(missing, key=lambda row: self.images.sources[row].place), np.int64)
         # A reader each: tiles of one photo share a decode, and threads must not share a reader.
         chunks = [chunk for chunk in np.array_split(missing, 2) if len(chunk)]
         list(self._pool.map(self._decode, chunks))
         return np.asarray(self._pixels[rows])
 
     def _decode(self, rows: Ints) -> None:
-        reader = PhotoReader(self.images_root, self.limits)
-        for row in rows:
-            file = self.images.files[row]
-            try:
-                picture = reader.read(file, self.images.digests[row], self.images.tiles[row])
-            except ImageError as error:
-                raise InputError(
-                    f"{file} cannot be read as the catalog found it ({error.reason}). Start a new run."
-                ) from error
-            self._pixels[row] = preprocess(picture, self.input_size)
-            self._decoded[row] = True
+        with PhotoReader(self.images_root, self.limits) as reader:
+            for row in rows:
+                source = self.images.sources[row]
+                try:
+                    picture = reader.read(source)
+                except ImageError as error:
+                    raise InputError(
+                        f"{source.file} cannot be read as the catalog found it ({error.reason}). Start a new run."
+                    ) from error
+                self._pixels[row] = preprocess(picture, self.input_size)
+                self._decoded[row] = True

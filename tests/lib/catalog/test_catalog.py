@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import socket
 from collections.abc import Callable
@@ -13,102 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from damage_atlas.catalog import build_catalog
-from damage_atlas.contracts import OBSERVATIONS, Artifact
-from damage_atlas.errors import AtlasError, InputError, StoreError
-from damage_atlas.images import PhotoReader, Tile
+from damage_atlas.errors import AtlasError, StoreError
+from damage_atlas.images import PhotoReader, Source, Tile
 from damage_atlas.spec import CatalogSpec, RunSpec, Settings
-from damage_atlas.store import Run, Store, open_run
-
-Row = dict[str, Any]
-
-
-def jpeg(seed: int = 0, width: int = 40, height: int = 32, taken: str | None = None) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 255, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    if taken:
-        exif.get_ifd(0x8769)[0x9003] = taken
-    sink = io.BytesIO()
-    Image.fromarray(noise).resize((width, height)).save(sink, "JPEG", exif=exif.tobytes())
-    return sink.getvalue()
-
-
-def put(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-class Archive:
-    """An image folder, and runs over it in a store beside it."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.images = tmp_path / "images"
-        self.images.mkdir()
-        self.store = Store(tmp_path / "store")
-        self.runs = 0
-
-    def open(self, images: str | None = None, delivery: str | None = None, **catalog: Any) -> Run:
-        self.runs += 1
-        spec = RunSpec(
-            run_id=f"run-{self.runs}",
-            kind="train",
-            archive="bridge",
-            model="net",
-            images=images or str(self.images),
-            delivery=delivery,
-            settings=Settings(catalog=CatalogSpec(**catalog)),
-        )
-        return open_run(self.store, spec)
-
-    def build(self, **catalog: Any) -> tuple[list[Row], dict[str, Any]]:
-        run = self.open(**catalog)
-        artifact = build_catalog(run)
-        table = run.read_table("catalog", "observations.parquet")
-        assert table.schema.equals(OBSERVATIONS)
-        rows: list[Row] = table.to_pylist()
-        check_ledger(artifact, rows)
-        return rows, artifact.facts
-
-    def refused(self, **catalog: Any) -> str:
-        """The one line that says why there is no catalog."""
-        run = self.open(**catalog)
-        with pytest.raises(InputError) as error:
-            build_catalog(run)
-        assert run.stage("catalog").sealed is None
-        assert "\n" not in error.value.message
-        assert error.value.exit_code == 2
-        assert not error.value.retryable
-        return error.value.message
-
-
-def check_ledger(artifact: Artifact, rows: list[Row]) -> None:
-    ledger = artifact.facts["ledger"]
-    assert ledger["listed"] == len(rows) == ledger["ok"] + ledger["duplicate"] + ledger["quarantined"]
-    assert sum(ledger["reasons"].values()) == ledger["quarantined"]
-    assert artifact.counts == {
-        "in": len(rows),
-        "out": ledger["ok"] + ledger["duplicate"],
-        "failed": ledger["quarantined"],
-    }
-    assert len({row["observation_id"] for row in rows}) == len(rows)
-    order = [(row["file"], row["tile_y"] or 0, row["tile_x"] or 0) for row in rows]
-    assert order == sorted(order)
-    for row in rows:
-        assert (row["status"] == "quarantined") == (row["reason"] is not None) == (row["image_id"] is None)
-        assert (row["split"] is None) or (row["status"] == "ok" and row["labels"])
-
-
-def by_file(rows: list[Row]) -> dict[str, Row]:
-    return {row["file"]: row for row in rows}
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path)
+from damage_atlas.store import Store, open_run
+from tests.support.image_archive import Archive, by_file, jpeg, put
 
 
 def test_a_labelled_folder(archive: Archive) -> None:
@@ -268,8 +178,8 @@ def test_large_photos_are_cut_into_tiles(archive: Archive) -> None:
     assert by_file(rows)["a/small.jpg"]["tile_x"] is None
     assert (facts["files"], facts["photos_cut"], facts["tiles"]) == (3, 1, 6)
     reader = PhotoReader(str(archive.images))
-    cut = reader.read(tiles[4]["file"], tiles[4]["sha256"], Tile(56, 36, 64, 64))
-    assert np.array_equal(cut, reader.read("a/large.jpg")[36:100, 56:120])
+    cut = reader.read(Source(tiles[4]["file"], tiles[4]["sha256"], tile=Tile(56, 36, 64, 64)))
+    assert np.array_equal(cut, reader.read(Source("a/large.jpg"))[36:100, 56:120])
 
 
 def test_time_and_asset_decide_what_is_delivered_twice(archive: Archive) -> None:
@@ -428,7 +338,7 @@ def test_strange_names(archive: Archive) -> None:
         assert " " not in row["uri"]
         path = unquote(urlsplit(row["uri"]).path, errors="surrogateescape")
         assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == row["sha256"]
-        assert reader.read(row["file"], row["sha256"]).shape == (32, 40, 3)
+        assert reader.read(Source(row["file"], row["sha256"])).shape == (32, 40, 3)
 
 
 def test_hidden_and_system_files_are_ignored_and_named(archive: Archive) -> None:
@@ -551,7 +461,8 @@ def test_a_bucket_gives_the_rows_of_a_folder(archive: Archive, s3_bucket: str) -
     assert [row | {"uri": None} for row in from_bucket] == [row | {"uri": None} for row in from_folder]
     assert by_file(from_bucket)["a/0.jpg"]["uri"] == f"{root}/a/0.jpg"
     assert np.array_equal(
-        PhotoReader(root).read("a/with space.jpg"), PhotoReader(str(archive.images)).read("a/with space.jpg")
+        PhotoReader(root).read(Source("a/with space.jpg")),
+        PhotoReader(str(archive.images)).read(Source("a/with space.jpg")),
     )
     archive.store = Store(f"{root}/store")
     assert len(archive.build(images=root)[0]) == len(from_folder)

@@ -1,0 +1,198 @@
+"""The caller's side of ``child.py``: the functions of ``pictures.py`` and ``video.py`` in a process of their own.
+
+Processes are started when they are needed and kept for the next call: one for each thread that decodes at a time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+
+from damage_atlas.decoding.child import read_message, write_message
+from damage_atlas.decoding.facts import DEFAULT_LIMITS, Limits, PictureFacts, Pixels, Sampling, VideoFacts
+from damage_atlas.decoding.faults import ImageError
+
+_PIPE_BYTES: Final = 1 << 20  # what Linux grants to anyone; most pictures then travel in one write
+_TRIES: Final = 2  # a process that was killed from outside says nothing about the file
+
+
+def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """``pictures.decode`` in a process of its own.
+
+    Raises:
+        ImageError: as there; or the decoder crashed, or took longer than ``limits.decode_limit_s``.
+    """
+    return _pixels(*_ask({"op": "decode"}, limits, data))
+
+
+def inspect(data: bytes, limits: Limits = DEFAULT_LIMITS) -> PictureFacts:
+    """``pictures.inspect`` in a process of its own; errors as in ``decode``."""
+    answer, _ = _ask({"op": "inspect"}, limits, data)
+    return PictureFacts(**answer | {"captured_at": _moment(answer["captured_at"])})
+
+
+def choose_frames(path: str, sampling: Sampling, limits: Limits = DEFAULT_LIMITS) -> VideoFacts:
+    """``video.choose_frames`` in a process of its own; the limit counts from frame to frame."""
+    answer, _ = _ask({"op": "choose_frames", "path": path, "sampling": asdict(sampling)}, limits)
+    frames = tuple((pts, time_s) for pts, time_s in answer["frames"])
+    return VideoFacts(**answer | {"captured_at": _moment(answer["captured_at"]), "frames": frames})
+
+
+class VideoFrames:
+    """Frames of one video, from a process that keeps it open; use as a context manager."""
+
+    def __init__(self, path: str, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.path, self.limits = path, limits
+        self._child: _Child | None = None
+
+    def __enter__(self) -> VideoFrames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child is not None:
+            _give_back(self._child)
+            self._child = None
+
+    def read(self, pts: int) -> Pixels:
+        """One frame; errors as in ``decode``."""
+        if self._child is None:
+            self._child = _borrow()
+        request = {"op": "read_frame", "path": self.path, "pts": pts, "limits": asdict(self.limits)}
+        try:
+            return _pixels(*_checked(*self._child.ask(request, b"")))
+        except _ChildDied as died:
+            self._child = None
+            raise died.as_image_error(self.limits) from died
+
+
+class _ChildDied(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+    def as_image_error(self, limits: Limits) -> ImageError:
+        if self.code == -signal.SIGALRM:
+            return ImageError("hang", f"the decoder took longer than {limits.decode_limit_s:g} s")
+        name = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+        return ImageError("crash", f"the decoder ended by {name}")
+
+
+class _Child:
+    def __init__(self) -> None:
+        # The caller's module path as it is now: Ray adds to it at run time.
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "damage_atlas.decoding.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+        self._in, self._out = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
+        for pipe in (self._in, self._out):
+            with suppress(OSError):  # the user's pipes may be used up already: slower, not wrong
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        try:
+            write_message(self._in, request, data)
+            answer = read_message(self._out)
+        except OSError:
+            answer = None
+        except BaseException:
+            self.close()  # interrupted between question and answer: the next question must not get this answer
+            raise
+        if answer is None:
+            raise _ChildDied(self._ended())
+        return answer
+
+    def _ended(self) -> int:
+        with suppress(OSError):
+            self._in.close()
+        self._out.close()
+        return self.process.wait()
+
+    def close(self) -> None:
+        self.process.kill()
+        self._ended()
+
+
+_idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+
+
+def _borrow() -> _Child:
+    try:
+        return _idle.get_nowait()
+    except queue.Empty:
+        return _Child()
+
+
+def _give_back(child: _Child) -> None:
+    if child.process.poll() is None:
+        _idle.put(child)
+
+
+@contextmanager
+def _borrowed() -> Iterator[_Child]:
+    child = _borrow()
+    try:
+        yield child
+    finally:
+        _give_back(child)
+
+
+@atexit.register
+def _close_idle() -> None:
+    with suppress(queue.Empty):
+        while True:
+            _idle.get_nowait().close()
+
+
+def _forget_idle() -> None:
+    # A forked process must not talk to its parent's decoders.
+    global _idle
+    _idle = queue.SimpleQueue()
+
+
+os.register_at_fork(after_in_child=_forget_idle)
+
+
+def _ask(request: dict[str, Any], limits: Limits, data: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    request = {**request, "limits": asdict(limits)}
+    for attempt in range(_TRIES):
+        try:
+            with _borrowed() as child:
+                return _checked(*child.ask(request, data))
+        except _ChildDied as died:
+            error = died.as_image_error(limits)
+            if error.reason == "hang" or attempt == _TRIES - 1:
+                raise error from died
+    raise AssertionError
+
+
+def _checked(answer: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    if answer.get("out_of_memory"):
+        raise MemoryError("the decoder ran out of memory")
+    if "reason" in answer:
+        raise ImageError(answer["reason"], answer["detail"])
+    return answer, data
+
+
+def _pixels(answer: dict[str, Any], data: bytes) -> Pixels:
+    return np.frombuffer(data, np.uint8).reshape(answer["height"], answer["width"], 3)
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

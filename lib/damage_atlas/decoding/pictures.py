@@ -1,0 +1,207 @@
+"""Untrusted bytes become pixels, or an ``ImageError`` that says why not.
+
+Colour profiles are not applied, transparency is laid over white, the first frame or page counts, and grey
+values of more than 8 bits are scaled to 8, never clipped. Nothing here repairs a picture: what is damaged
+raises ``ImageError``.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Literal
+
+import numpy as np
+import simplejpeg
+
+# Importing a plugin registers its format; left to itself Pillow does that late, and threads race for it.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    ExifTags,
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    MpoImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from damage_atlas.decoding.facts import DEFAULT_LIMITS, Limits, PictureFacts, Pixels
+from damage_atlas.decoding.faults import DECODER_FAULTS, ImageError
+from damage_atlas.decoding.metadata import captured_at, exif_of, position
+
+FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+
+# Pillow's own limit is one number for the whole process and would refuse stitched photos that `Limits`
+# allows. _opened() checks every header itself, before a pixel is allocated.
+Image.MAX_IMAGE_PIXELS = None
+# Damage in metadata is Pillow's to mention and ours to ignore; damage in pixels raises.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"RIFF", b"BM", b"GIF8")
+_ZEROS_OF_A_LOST_TAIL: Final = 64  # bytes; shorter runs of zeros are padding
+
+_UPRIGHT: Final = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """Decode a picture file.
+
+    Returns:
+        H x W x 3 uint8, RGB, upright; read-only.
+
+    Raises:
+        ImageError: the bytes are not a complete picture within the limits.
+    """
+    with _opened(data, limits, "RGB") as (image, turbo):
+        if turbo is not None:
+            return _upright(image, turbo)
+        return _upright(image, np.asarray(_rgb(image)))
+
+
+def inspect(data: bytes, limits: Limits = DEFAULT_LIMITS) -> PictureFacts:
+    """Decode the whole picture to see that it is sound, and read its metadata; errors as in ``decode``."""
+    with _opened(data, limits, "GRAY") as (image, _):
+        exif = exif_of(image)
+        width, height = image.size
+        if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+            width, height = height, width
+        latitude, longitude = position(exif)
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        return PictureFacts(width, height, kind, captured_at(exif), latitude, longitude)
+
+
+@contextmanager
+def _opened(
+    data: bytes, limits: Limits, colours: Literal["RGB", "GRAY"]
+) -> Iterator[tuple[Image.Image, Pixels | None]]:
+    """The picture, completely decoded, and its pixels where libjpeg-turbo has decoded them.
+
+    Whatever fails inside becomes an ImageError.
+    """
+    if not data:
+        raise ImageError("empty", "0 bytes")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_webp(data, limits)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(image.size, limits)
+            if image.mode == "LAB":
+                raise ImageError("not_an_image", "CIELAB colours are not read; save the picture as RGB")
+            _check_tail(image, data)
+            turbo = _turbo(image, data, colours)
+            if turbo is None:
+                image.load()
+            yield image, turbo
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except DECODER_FAULTS as error:
+        text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()[:200]
+        cut_off = isinstance(error, EOFError) or "truncated" in text.lower() or "end of" in text.lower()
+        raise ImageError("truncated" if cut_off else "corrupt", text or type(error).__name__) from error
+
+
+def _turbo(image: Image.Image, data: bytes, colours: Literal["RGB", "GRAY"]) -> Pixels | None:
+    """Pixels of a plain JPEG by libjpeg-turbo at twice Pillow's speed, the same to the last bit; else None.
+
+    None as well where it complains: whether the damage is worth refusing is Pillow's to say.
+    """
+    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, colours, strict=True)
+    except ValueError:
+        return None
+
+
+def check_size(size: tuple[int, int], limits: Limits) -> None:
+    """Refuse a picture by its width and height; raises ImageError."""
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise ImageError("bomb", f"{width} x {height} pixels, the limit is {limits.max_pixels:,} in all")
+    if min(width, height) < limits.min_side:
+        raise ImageError("too_small", f"{width} x {height} pixels, the limit is {limits.min_side} a side")
+
+
+def _check_webp(data: bytes, limits: Limits) -> None:
+    """Size and length from a WebP header: Pillow allocates the canvas before it tells the size."""
+    if int.from_bytes(data[4:8], "little") + 8 > len(data) or len(data) < 30:
+        raise ImageError("truncated", "the file is shorter than its header says")
+    chunk, body = data[12:16], data[20:30]
+    if chunk == b"VP8X":
+        check_size((1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:], "little")), limits)
+    elif chunk == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        check_size((1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)), limits)
+    elif chunk == b"VP8 ":
+        bits = int.from_bytes(body[6:], "little")
+        check_size((bits & 0x3FFF, bits >> 16 & 0x3FFF), limits)
+
+
+def _check_tail(image: Image.Image, data: bytes) -> None:
+    """Find lost tails that decoders fill with grey instead of complaining."""
+    if image.format in ("JPEG", "MPO"):
+        # A copy onto preallocated space that was cut short: zeros, and no end marker after the last scan.
+        zeros = len(data) - len(data.rstrip(b"\0"))
+        if zeros >= _ZEROS_OF_A_LOST_TAIL and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+            raise ImageError("truncated", f"the last {zeros:,} bytes are zeros")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        for offsets, sizes in ((273, 279), (324, 325)):  # strips, tiles
+            pairs = zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)
+            if any(offset + size > len(data) for offset, size in pairs):
+                raise ImageError("truncated", "the file ends before its last strip")
+
+
+def _unidentified(data: bytes) -> ImageError:
+    if not data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] != b"WEBP"):
+        return ImageError("not_an_image", f"starts with {data[:8]!r}; read are {', '.join(FORMATS)}")
+    if not any(pixels in data for pixels in (b"\xff\xda", b"IDAT")):
+        return ImageError("truncated", "the file ends inside its header")
+    return ImageError("corrupt", "the header is damaged")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Pixels:
+    """Greyscale of more than 8 bits, scaled: 16 bits by their full range, others by the values that occur."""
+    values = np.asarray(image).astype(np.float64)
+    values[~np.isfinite(values)] = 0
+    if image.mode == "F":
+        low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
+    elif values.min() >= 0 and values.max() <= 0xFFFF:
+        bits = image.tag_v2.get(258, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
+        low, high = 0.0, float((1 << min(bits, 16)) - 1)
+    else:
+        low, high = values.min(), values.max()
+    return np.rint((values - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
+
+
+def _upright(image: Image.Image, pixels: Pixels) -> Pixels:
+    # Pillow turns TIFFs itself and then drops the tag.
+    method = _UPRIGHT.get(exif_of(image).get(ExifTags.Base.Orientation, 1))
+    if method is None:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(method))

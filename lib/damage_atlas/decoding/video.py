@@ -1,0 +1,158 @@
+"""Videos: which frames are looked at, and their pixels, by FFmpeg through PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import av
+import numpy as np
+
+from damage_atlas.decoding.facts import Limits, Pixels, Sampling, VideoFacts
+from damage_atlas.decoding.faults import ImageError
+from damage_atlas.decoding.pictures import check_size
+
+av.logging.set_level(av.logging.PANIC)  # what it has to say arrives as an error
+
+# A video must not make FFmpeg open anything else: a playlist that is called .mp4 could name any file or address.
+_OPTIONS: Final = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,ogg,flv,dv,mxf",
+}
+_THUMBNAIL = 32  # pixels a side: what scene changes are looked for in
+_SEEK_BEYOND_S = 20.0  # decoding on is cheaper than seeking to a key frame that lies before us
+
+
+def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Callable[[], None]) -> VideoFacts:
+    """Decode the whole video and choose frames; damaged stretches are passed over and counted.
+
+    Args:
+        on_frame: called after each decoded frame, so that a watch-dog sees progress.
+
+    Raises:
+        ImageError: not a video that is read, or no frame of it can be decoded.
+    """
+    with _opened(path) as container:
+        stream = _stream(container, limits)
+        chosen: list[tuple[int, float]] = []
+        seen: np.ndarray | None = None
+        due = 0.0
+        size = (0, 0)
+        decoder = _Decoder(container, stream)
+        for frame in decoder:
+            on_frame()
+            time_s = _time_of(frame, stream)
+            size = size if chosen else _upright_size(frame)
+            if time_s < due:
+                continue
+            if sampling.scene_change is not None:
+                small = frame.to_ndarray(width=_THUMBNAIL, height=_THUMBNAIL, format="gray").astype(np.float32) / 255
+                if seen is not None and np.abs(small - seen).mean() < sampling.scene_change:
+                    continue
+                seen = small
+                due = time_s + sampling.every_s
+            else:
+                due = (time_s // sampling.every_s + 1) * sampling.every_s
+            chosen.append((int(frame.pts), time_s))
+        if not chosen:
+            raise ImageError("corrupt", f"no frame can be decoded ({decoder.damaged} damaged packets)")
+        kind = f"{stream.codec_context.name}".upper()
+        return VideoFacts(*size, kind, _created(container), tuple(chosen), decoder.damaged)
+
+
+class VideoReader:
+    """Frames of one video, best asked for in the order of time: the decoder goes on from where it is."""
+
+    def __init__(self, path: str, limits: Limits) -> None:
+        self._container = _opened(path)
+        self._stream = _stream(self._container, limits)
+        self._frames = iter(_Decoder(self._container, self._stream))
+        self._at: int | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def read(self, pts: int, on_frame: Callable[[], None]) -> Pixels:
+        """The frame with this presentation timestamp, H x W x 3.
+
+        Raises:
+            ImageError: there is no such frame any more.
+        """
+        ahead_s = 0.0 if self._at is None else float((pts - self._at) * self._stream.time_base)
+        if self._at is None or not 0 < ahead_s < _SEEK_BEYOND_S:
+            self._container.seek(pts, stream=self._stream)  # to the key frame before it
+            self._frames = iter(_Decoder(self._container, self._stream))
+        for frame in self._frames:
+            on_frame()
+            self._at = int(frame.pts)
+            if self._at == pts:
+                return _rgb(frame)
+            if self._at > pts:
+                break
+        raise ImageError("changed", f"the frame with timestamp {pts} is not there")
+
+
+class _Decoder:
+    """Frames in the order of display; a packet that cannot be decoded is counted, not raised."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.container, self.stream = container, stream
+        self.damaged = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+                frames = packet.decode()
+            except StopIteration:
+                return
+            except (av.error.EOFError, av.error.InvalidDataError) as error:
+                if isinstance(error, av.error.EOFError):
+                    return
+                self.damaged += 1
+                continue
+            yield from (frame for frame in frames if frame.pts is not None)
+
+
+def _opened(path: str) -> Any:
+    try:
+        return av.open(path, options=_OPTIONS)
+    except av.error.FFmpegError as error:
+        text = " ".join(str(error).split())
+        raise ImageError("not_an_image", f"not a video that is read ({text[:200]})") from error
+    except (ValueError, UnicodeError) as error:
+        raise ImageError("corrupt", " ".join(str(error).split())[:200]) from error
+
+
+def _stream(container: Any, limits: Limits) -> Any:
+    if not container.streams.video:
+        raise ImageError("not_an_image", "there are no pictures in it, only sound or text")
+    stream = container.streams.video[0]
+    stream.thread_type = "NONE"  # threads are the caller's to reserve
+    check_size((stream.codec_context.width, stream.codec_context.height), limits)
+    return stream
+
+
+def _time_of(frame: Any, stream: Any) -> float:
+    return round(float((frame.pts - (stream.start_time or 0)) * stream.time_base), 6)
+
+
+def _upright_size(frame: Any) -> tuple[int, int]:
+    return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
+
+
+def _rgb(frame: Any) -> Pixels:
+    pixels = frame.to_ndarray(format="rgb24")
+    turns = (frame.rotation // 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns) if turns else pixels)
+
+
+def _created(container: Any) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(container.metadata["creation_time"].replace("Z", "+00:00"))
+    except (KeyError, ValueError):
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)

@@ -1,0 +1,96 @@
+"""Decoders in processes of their own: what crashes or hangs costs one file, and the next one is decoded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from damage_atlas.decoding import isolated, pictures
+from damage_atlas.decoding.facts import Limits
+from damage_atlas.decoding.faults import ImageError
+from damage_atlas.images import encode_jpeg, encode_png
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def idle_child() -> isolated._Child:
+    """The process that the next call will use, and no other."""
+    isolated._close_idle()
+    isolated.decode(encode_png(PICTURE))
+    child = isolated._idle.get_nowait()
+    isolated._idle.put(child)
+    return child
+
+
+@pytest.mark.parametrize("encode", [encode_png, encode_jpeg])
+def test_pixels_and_facts_are_those_of_this_process(encode) -> None:  # type: ignore[no-untyped-def]
+    data = encode(PICTURE)
+    assert np.array_equal(isolated.decode(data), pictures.decode(data))
+    assert isolated.inspect(data) == pictures.inspect(data)
+
+
+def test_a_process_is_kept_for_the_next_file() -> None:
+    first = idle_child().process.pid
+    isolated.decode(encode_png(PICTURE))
+    kept = isolated._idle.get_nowait()
+    isolated._idle.put(kept)
+    assert kept.process.pid == first
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    os.kill(idle_child().process.pid, signal.SIGKILL)
+    assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGABRT, "SIGABRT")])
+def test_a_crash_costs_one_file(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+    def crash(child: isolated._Child, request: object, data: bytes) -> object:
+        os.kill(child.process.pid, number)
+        raise isolated._ChildDied(child._ended())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(isolated._Child, "ask", crash)
+        with pytest.raises(ImageError) as caught:
+            isolated.decode(encode_png(PICTURE))
+    assert caught.value.reason == "crash" and said in caught.value.detail
+    assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
+
+
+def test_a_hang_costs_one_file() -> None:
+    slow = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
+    started = time.monotonic()
+    with pytest.raises(ImageError) as caught:
+        isolated.decode(encode_jpeg(slow), Limits(decode_limit_s=0.005))
+    assert caught.value.reason == "hang" and "0.005 s" in caught.value.detail
+    assert time.monotonic() - started < 5
+    assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
+
+
+def test_the_process_ends_with_its_caller(tmp_path: Path) -> None:
+    script = (
+        "import sys; from damage_atlas.decoding import isolated\n"
+        "isolated.decode(open(sys.argv[1], 'rb').read())\n"
+        "child = isolated._idle.get_nowait(); print(child.process.pid, flush=True)\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "a.png").write_bytes(encode_png(PICTURE))
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.png")], capture_output=True, check=False)
+    child = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the decoder outlives its caller"
+        time.sleep(0.05)
+
+
+def test_importing_the_package_loads_little() -> None:
+    script = "import sys, damage_atlas.decoding.child; print(*sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pyarrow", "pydantic", "av", "boto3", "faiss"} & set(loaded)
