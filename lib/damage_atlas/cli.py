@@ -206,6 +206,26 @@ def search(
 
 
 @app.command()
+def forget(
+    uri: Annotated[str, typer.Argument(help="A uri as the report prints it, a path below the images, or an image_id.")],
+    store: StoreOption,
+    archive: ArchiveOption,
+    reason: Annotated[str, typer.Option("--reason", help="Kept with the tombstone.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Take an image out of vectors, pictures, reports and the map, and publish a version without it."""
+    from damage_atlas.forget import forget as take_out
+
+    done = take_out(Store(store), archive, uri, reason)
+    _print(
+        done,
+        as_json,
+        f"forgotten: {done['images']} images, {done['deleted']} objects deleted; version {done['version']} of "
+        f"{archive} is without them. The files themselves are yours to delete.",
+    )
+
+
+@app.command()
 def check(file: Annotated[Path, typer.Argument(help="An archive file, a settings file or a run.yaml.")]) -> None:
     """Check an archive, settings or run file; misspelt keys are named."""
     text = _read_text(file)

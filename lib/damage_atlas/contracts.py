@@ -303,6 +303,17 @@ REFERENCE: Final = pa.schema(
 )
 
 
+class Tombstone(Document):
+    """``forgotten/00000001.json`` of an archive: images that were taken out and that no run brings back."""
+
+    asked_for: str  # what was typed
+    files: list[str]  # relative to the image folder, when it was forgotten
+    sha256: list[str]  # of whole files: every copy of these bytes
+    image_ids: list[str]
+    reason: str = ""
+    forgotten_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
 class Promotion(Document):
     """``promotions/00000001.json`` of a model: which version is current from now on."""
 

@@ -20,6 +20,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "`versions/00000012.json`": contracts.VersionRecord,
     "`model.json`": contracts.ModelCard,
     "`promotions/00000001.json`": contracts.Promotion,
+    "`forgotten/00000001.json`": contracts.Tombstone,
     "`run.yaml`": RunSpec,
     "`infra/archives/NAME.yaml`": ArchiveSpec,
 }

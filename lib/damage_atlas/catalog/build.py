@@ -26,6 +26,7 @@ from damage_atlas.parts import MapParts, map_in_threads, plan_parts
 from damage_atlas.progress import Progress
 from damage_atlas.spec import CatalogSpec
 from damage_atlas.store import Run, Store
+from damage_atlas.store.forgotten import read_forgotten
 
 _NAMES_IN_FACTS: Final = 100
 _PARTS_WANTED: Final = 16  # of a small archive, so that all workers have something to do
@@ -64,15 +65,15 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     _refuse_too_many_bad(files, settings)
 
     groups, side_car = _side_car_groups(images, settings, files["file"].unique().to_pylist())
-    observations = mark_duplicates(
-        make_observations(
-            files,
-            groups,
-            manifest[0] if manifest else None,
-            settings,
-            lambda file, container, time_s: file_uri(images, file, container, time_s),
-        )
+    observations = make_observations(
+        files,
+        groups,
+        manifest[0] if manifest else None,
+        settings,
+        lambda file, container, time_s: file_uri(images, file, container, time_s),
     )
+    observations, forgotten = _without_forgotten(run, observations)
+    observations = mark_duplicates(observations)
     conflicts = contradictions(observations)
     observations, joined = _join_groups(observations)
     observations, notes = _split(observations, conflicts, settings)
@@ -102,6 +103,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         "groups": len(observations["group"].unique()),
         "joined_groups": joined,
         "side_car": side_car,
+        "forgotten": forgotten,
         "label_conflicts": _named(file for files in conflicts.values() for file in files),
         "since_previous": _since_previous(run, observations),
         "notes": notes,
@@ -222,6 +224,17 @@ def _refuse_too_many_bad(files: pa.Table, settings: CatalogSpec) -> None:
         f"catalog.max_quarantined_share is {settings.max_quarantined_share:g}. Look at {examples}. "
         "Mend or move them, then run again."
     )
+
+
+def _without_forgotten(run: Run, observations: pa.Table) -> tuple[pa.Table, int]:
+    """The observations that nobody has asked to forget, and how many were left out."""
+    forgotten = read_forgotten(run.store, run.spec.archive)
+    gone = pc.or_kleene(
+        pc.is_in(observations["sha256"], pa.array(sorted(forgotten.sha256), pa.string())),
+        pc.is_in(observations["image_id"], pa.array(sorted(forgotten.image_ids), pa.string())),
+    )
+    kept = observations.filter(pc.invert(gone))
+    return kept, observations.num_rows - kept.num_rows
 
 
 def _join_groups(observations: pa.Table) -> tuple[pa.Table, int]:

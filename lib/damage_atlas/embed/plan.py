@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from damage_atlas.contracts import OBSERVATIONS, ModelCard, Output
 from damage_atlas.embed.part import read_part
-from damage_atlas.errors import ContractError
+from damage_atlas.errors import ContractError, InputError
 from damage_atlas.images import SOURCE_COLUMNS
 from damage_atlas.parts import plan_parts
 from damage_atlas.store import Run, Stage, Store, load_model_card
+from damage_atlas.store.forgotten import read_forgotten
 from damage_atlas.store.objects import RangeReader, sha256
 from damage_atlas.store.runs import read_output
 
@@ -75,7 +76,10 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
     stored = stage.stored_plan()
     if stored is None:
         wanted = unique_images(run)
-        reused, known = _parts_of_use(run.store, folder, set(wanted["image_id"].to_pylist()))
+        gone = read_forgotten(run.store, run.spec.archive).image_ids
+        if not gone.isdisjoint(wanted["image_id"].to_pylist()):
+            raise InputError(f"{run.uri}: images were forgotten since its catalog was made. Start a new run.")
+        reused, known = _parts_of_use(run.store, folder, set(wanted["image_id"].to_pylist()), gone)
         missing = wanted.filter(pc.invert(pc.is_in(wanted["image_id"], pa.array(sorted(known), pa.string()))))
         size = card.preprocessing["size"]
         rows_per_part = min(run.spec.settings.embed.rows_per_part, max(1, _LARGEST_PART_BYTES // (3 * size * size)))
@@ -95,7 +99,7 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
         io.BytesIO(read_output(run.store, output)), columns=["image_id"], use_threads=False, pre_buffer=False
     )["image_id"].to_pylist()
     parts = tuple(
-        VectorPart(f"{folder}/{_part_name(ids[part.rows])}", output, part.number, part.size)
+        VectorPart(f"{folder}/{part_name(ids[part.rows])}", output, part.number, part.size)
         for part in plan_parts(len(ids), stored["rows_per_part"])
     )
     return EmbedPlan(card, tuple(Output(**part) for part in stored["reused"]), parts, frozenset(ids))
@@ -120,14 +124,14 @@ def unique_images(run: Run) -> pa.Table:
 _WANTED: Final = pa.schema([OBSERVATIONS.field(name) for name in ("image_id", *SOURCE_COLUMNS)])
 
 
-def _parts_of_use(store: Store, folder: str, wanted: set[str]) -> tuple[list[Output], set[str]]:
-    """Stored parts that hold wanted images, and the ids in them."""
+def _parts_of_use(store: Store, folder: str, wanted: set[str], gone: set[str]) -> tuple[list[Output], set[str]]:
+    """Stored parts that hold wanted images and none that was forgotten, and the ids in them."""
     reused: list[Output] = []
     known: set[str] = set()
     for item in store.list(folder):
         data = store.read(item.key)
         ids = read_part(data, store.uri(item.key))[0]["image_id"].to_pylist()
-        if not wanted.isdisjoint(ids):
+        if not wanted.isdisjoint(ids) and gone.isdisjoint(ids):
             reused.append(Output(key=item.key, sha256=sha256(data), size_bytes=len(data), rows=len(ids)))
             known.update(ids)
     return reused, known
@@ -141,5 +145,6 @@ def _table_by_parts(images: pa.Table, rows_per_part: int) -> bytes:
     return sink.getvalue()
 
 
-def _part_name(ids: list[str]) -> str:
+def part_name(ids: list[str]) -> str:
+    """The name of the part that holds these images, in this order."""
     return f"vectors-{hashlib.sha256(chr(10).join(ids).encode()).hexdigest()[:32]}.parquet"

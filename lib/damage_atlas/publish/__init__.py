@@ -8,6 +8,7 @@ from damage_atlas.contracts import Artifact, Output, VersionRecord
 from damage_atlas.errors import ContractError, ObjectNotFoundError, PublishConflictError
 from damage_atlas.parts import MapParts, map_in_threads
 from damage_atlas.store import Run, current_version, publish_version, read_version
+from damage_atlas.store.forgotten import deleted_objects
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.versions import run_ledger
 
@@ -80,7 +81,12 @@ def verify_run(run: Run, map_parts: MapParts = map_in_threads) -> list[str]:
                 problems.append(f"{upstream}/artifact.json is not the one that {name} has read")
         outputs |= {output.key: output for output in artifact.outputs.values()}
     checks = map_parts(_CheckOutput(run), list(outputs.values()))
-    return problems + [problem for problem in checks if problem]
+    forgotten = deleted_objects(run.store, run.spec.archive)
+    for output, problem in zip(outputs.values(), checks, strict=True):
+        if problem and (number := forgotten.get(output.key)):
+            problem = f"{problem}: an image in it was forgotten (forgotten/{number:08d}.json)"
+        problems += [problem] if problem else []
+    return problems
 
 
 class _CheckOutput:

@@ -1,0 +1,159 @@
+"""Forgetting: an image goes out of an archive, for a face, a number plate, or a delivery that should not have come.
+
+In this order, so that the same command goes on after any interruption: a tombstone, parts of vectors without the
+image, a new version without it, and at last the deletion of what still shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from damage_atlas.contracts import Tombstone
+from damage_atlas.embed.part import part_bytes, read_part
+from damage_atlas.embed.plan import part_name
+from damage_atlas.errors import InputError, ObjectNotFoundError
+from damage_atlas.pipeline import run_pipeline
+from damage_atlas.store import Run, Store, read_version, start_run
+from damage_atlas.store.forgotten import bury, purged, read_forgotten
+from damage_atlas.store.runs import read_run_spec
+
+__all__ = ["forget"]
+
+logger = logging.getLogger(__name__)
+
+
+def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, Any]:
+    """Take an image out of everything that the archive keeps and shows, and publish a version without it.
+
+    The image's file stays where it lies: whoever owns the folder deletes it. A photo goes with its tiles and with
+    every copy of its bytes, a video's frame alone.
+
+    Args:
+        uri: as the report and ``search`` print it, a path relative to the image folder, or an image_id.
+
+    Returns:
+        tombstone (number), version (the new one), observations, and deleted (objects).
+
+    Raises:
+        InputError: the archive has no such image, or nothing else would be left.
+        PublishConflictError: another run was published meanwhile; the same command goes on.
+    """
+    record = read_version(store, archive)
+    run = Run.load(store.uri(record.run_key))
+    tombstone = _tombstone(run, uri, reason)
+    number = bury(store, archive, tombstone)
+    forgotten = read_forgotten(store, archive)
+    _replace_parts(store, archive, forgotten.image_ids)
+    spec = run.spec
+    version = record.version
+    if _shows(run, tombstone):
+        new = start_run(
+            store,
+            kind="recluster",
+            archive=archive,
+            images=spec.images,
+            model=run.artifact("embed").facts["model"],
+            settings=spec.settings,
+            delivery=spec.delivery,
+            run_id=f"forget-{number:08d}-on-{record.version}",
+        )
+        for artifact in run_pipeline(new):
+            logger.info("%s: sealed in %.1f s", artifact.stage, artifact.seconds)
+        version = new.artifact("publish").facts["version"]
+        run = new
+    deleted = _delete_what_shows_it(store, archive, tombstone, keep=run)
+    purged(store, archive, number, deleted)
+    if spec.kind == "run":
+        logger.warning("the model was trained on these images: only training again takes out what it has learnt")
+    return {
+        "archive": archive,
+        "tombstone": number,
+        "version": version,
+        "images": len(tombstone.image_ids),
+        "files": tombstone.files,
+        "deleted": len(deleted),
+    }
+
+
+def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
+    columns = ["image_id", "uri", "file", "sha256", "frame"]
+    table = run.read_table("catalog", "observations.parquet", columns)
+    named = table.filter(
+        pc.or_(pc.or_(pc.equal(table["uri"], uri), pc.equal(table["file"], uri)), pc.equal(table["image_id"], uri))
+    )
+    named = named.filter(pc.is_valid(named["image_id"]))
+    if named.num_rows == 0:
+        known = read_forgotten(run.store, run.spec.archive).find(uri)
+        if known is not None:
+            return known
+        raise InputError(
+            f"{uri} is no image of {run.spec.archive}'s current version. Give the uri that the report or `search` "
+            "prints, its path below the image folder, or its image_id."
+        )
+    whole = named.filter(pc.is_null(named["frame"]))["sha256"].unique()
+    gone = table.filter(
+        pc.or_(pc.is_in(table["sha256"], whole), pc.is_in(table["image_id"], named["image_id"].unique()))
+    )
+    gone = gone.filter(pc.is_valid(gone["image_id"]))
+    if gone.num_rows == pc.sum(pc.is_valid(table["image_id"])).as_py():
+        raise InputError(f"{uri}: nothing else is left in {run.spec.archive}. Remove the whole archive instead.")
+    return Tombstone(
+        asked_for=uri,
+        files=sorted(set(gone["file"].to_pylist())),
+        sha256=sorted(whole.to_pylist()),
+        image_ids=sorted(set(gone["image_id"].to_pylist())),
+        reason=reason,
+    )
+
+
+def _shows(run: Run, tombstone: Tombstone) -> bool:
+    table = run.read_table("catalog", "observations.parquet", ["image_id"])
+    return bool(pc.any(pc.is_in(table["image_id"], pa.array(tombstone.image_ids))).as_py())
+
+
+def _parts_with(store: Store, archive: str, image_ids: set[str]) -> list[tuple[str, pa.Table, list[dict[str, str]]]]:
+    found = []
+    for item in list(store.list(f"archives/{archive}/vectors")):
+        table, failed = read_part(store.read(item.key), store.uri(item.key))
+        if not image_ids.isdisjoint(table["image_id"].to_pylist()):
+            found.append((item.key, table, failed))
+    return found
+
+
+def _replace_parts(store: Store, archive: str, image_ids: set[str]) -> None:
+    """Beside each part that holds a forgotten image, one with the others: embed then passes over the first."""
+    for key, table, failed in _parts_with(store, archive, image_ids):
+        kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(sorted(image_ids)))))
+        if kept.num_rows:
+            name = part_name(kept["image_id"].to_pylist())
+            failed = [row for row in failed if row["image_id"] not in image_ids]
+            store.create_same(f"{key.rpartition('/')[0]}/{name}", part_bytes(kept, failed))
+
+
+def _delete_what_shows_it(store: Store, archive: str, tombstone: Tombstone, keep: Run) -> list[str]:
+    """Delete parts of vectors, pictures, heat maps and reports that show a forgotten image; return their keys."""
+    gone = set(tombstone.image_ids)
+    doomed = [key for key, _, _ in _parts_with(store, archive, gone)]
+    for run_id in store.list_folders(f"archives/{archive}/runs"):
+        key = f"archives/{archive}/runs/{run_id}"
+        if key == keep.key:
+            continue
+        try:
+            run = Run(store, key, read_run_spec(store, key))
+        except ObjectNotFoundError:
+            continue
+        catalog = run.stage("catalog").sealed
+        if catalog is None or not _shows(run, tombstone):
+            continue
+        doomed += [i.key for i in store.list(f"{key}/report") if not i.key.endswith("artifact.json")]
+        for item in store.list(f"{key}/explain"):
+            name = item.key.rpartition("/")[2]
+            if name.endswith(".jpg") and name.removesuffix(".jpg").removesuffix(".heat") in gone:
+                doomed.append(item.key)
+    for key in doomed:
+        store.delete(key)
+    return doomed

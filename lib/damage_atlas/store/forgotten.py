@@ -1,0 +1,84 @@
+"""Tombstones: what was forgotten, by numbered records, so that no later run brings it back."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from damage_atlas.contracts import Tombstone
+from damage_atlas.errors import ObjectExistsError
+from damage_atlas.store.objects import Store
+from damage_atlas.store.runs import read_document
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """All tombstones of an archive together."""
+
+    tombstones: dict[int, Tombstone] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> set[str]:
+        """Digests of whole files."""
+        return {digest for tombstone in self.tombstones.values() for digest in tombstone.sha256}
+
+    @property
+    def image_ids(self) -> set[str]:
+        """Images."""
+        return {image_id for tombstone in self.tombstones.values() for image_id in tombstone.image_ids}
+
+    def find(self, uri: str) -> Tombstone | None:
+        """The newest tombstone that was asked for by this name, or that holds this file or image."""
+        for number in sorted(self.tombstones, reverse=True):
+            tombstone = self.tombstones[number]
+            if uri == tombstone.asked_for or uri in tombstone.files or uri in tombstone.image_ids:
+                return tombstone
+        return None
+
+
+def read_forgotten(store: Store, archive: str) -> Forgotten:
+    """The archive's tombstones; ContractError where one is damaged."""
+    folder = f"archives/{archive}/forgotten"
+    found: dict[int, Tombstone] = {}
+    for item in store.list(folder):
+        name = item.key.rpartition("/")[2].removesuffix(".json")
+        if name.isascii() and name.isdecimal():
+            found[int(name)] = read_document(store, item.key, Tombstone)
+    return Forgotten(found)
+
+
+def bury(store: Store, archive: str, tombstone: Tombstone) -> int:
+    """Write the tombstone under the next number, unless one says the same; return its number."""
+    while True:
+        known = read_forgotten(store, archive).tombstones
+        for number, other in known.items():
+            if (other.sha256, other.image_ids) == (tombstone.sha256, tombstone.image_ids):
+                return number
+        number = max(known, default=0) + 1
+        key = f"archives/{archive}/forgotten/{number:08d}.json"
+        try:
+            store.create(key, tombstone.model_dump_json(indent=1).encode())
+            return number
+        except ObjectExistsError:
+            continue  # another took the number
+
+
+def purged(store: Store, archive: str, number: int, deleted: list[str]) -> None:
+    """Note what was deleted for a tombstone: readers of older versions then say why it is gone."""
+    if deleted:
+        data = json.dumps({"deleted": deleted}, indent=1).encode()
+        for part in range(1, 1000):  # the command may have been repeated
+            with suppress(ObjectExistsError):
+                store.create(f"archives/{archive}/forgotten/{number:08d}-deleted-{part:03d}.json", data)
+                return
+
+
+def deleted_objects(store: Store, archive: str) -> dict[str, int]:
+    """Key of each object that was deleted -> the tombstone's number."""
+    found: dict[str, int] = {}
+    for item in store.list(f"archives/{archive}/forgotten"):
+        name = item.key.rpartition("/")[2]
+        if "-deleted-" in name:
+            found |= dict.fromkeys(json.loads(store.read(item.key))["deleted"], int(name[:8]))
+    return found

@@ -1,0 +1,134 @@
+"""An image is taken out of everything, and nothing brings it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from damage_atlas import forget as forgetting
+from damage_atlas.errors import ContractError, InputError
+from damage_atlas.forget import forget
+from damage_atlas.pipeline import run_pipeline, run_stage
+from damage_atlas.publish import rollback, verify_run
+from damage_atlas.query import published_run, search
+from damage_atlas.spec import Settings, with_overrides
+from damage_atlas.store import Run, Store, current_version, start_run
+from tests.support.small_archive import make_delivery, make_labelled
+
+FAST = ["train.input_size=32", "train.iterations=20", "train.batch_size=24", "embed.rows_per_part=16"]
+
+
+def start(store: Store, images: Path, **arguments: object) -> Run:
+    settings = with_overrides(Settings(), [*FAST, "catalog.labels=none"])
+    chosen = {"kind": "recluster", "archive": "bridge", "model": "small", "images": str(images), "settings": settings}
+    return start_run(store, **(chosen | arguments))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> tuple[Store, Path]:
+    """One version of an archive in which two files have the same bytes."""
+    store, images = Store(tmp_path / "store"), make_delivery(tmp_path / "archive", "d1", 0, each=14)
+    first = images / "d1" / "asset-0" / "dots-000.png"
+    (images / "d1" / "asset-1" / "copy of dots.png").write_bytes(first.read_bytes())
+    labelled = make_labelled(tmp_path / "labelled", each=8)
+    settings = with_overrides(Settings(), FAST)
+    list(run_pipeline(start(store, labelled, kind="train", settings=settings)))
+    list(run_pipeline(start(store, images)))
+    return store, images
+
+
+FILE = "d1/asset-0/dots-000.png"
+
+
+def traces(store: Store, image_id: str) -> list[str]:
+    """Keys of objects that name the image, tables and pictures alike; what is compressed is looked into as a table."""
+    found = []
+    for item in store.list("archives"):
+        if item.key.endswith(".parquet") and "/files/" not in item.key:
+            from damage_atlas.store.runs import table_from_bytes
+
+            text = str(table_from_bytes(store.read(item.key)).to_pydict().get("image_id", ""))
+        else:
+            text = item.key + store.read(item.key).decode("latin-1")
+        found += [item.key] if image_id in text else []
+    return found
+
+
+def test_it_is_gone_with_its_copies_and_does_not_come_back(archive: tuple[Store, Path]) -> None:
+    store, images = archive
+    image_id = search(store, "bridge", images / FILE, k=1)[0]["image_id"]
+    done = forget(store, "bridge", FILE, "a face")
+    assert (done["version"], done["images"], done["tombstone"]) == (2, 1, 1)
+    assert sorted(done["files"]) == [FILE, "d1/asset-1/copy of dots.png"]
+    run = published_run(store, "bridge")
+    assert verify_run(run) == []
+    for key in traces(store, image_id):
+        assert "/runs/" in key and run.key not in key or "/forgotten/" in key, key
+    old_tables = [key for key in traces(store, image_id) if "/forgotten/" not in key]
+    assert all(key.endswith(".parquet") or key.endswith("artifact.json") for key in old_tables)
+    assert not any("/vectors/" in key for key in traces(store, image_id))
+
+    assert all(row["image_id"] != image_id for row in search(store, "bridge", images / FILE, k=60))
+    again = start(store, images)
+    list(run_pipeline(again))
+    catalog = again.artifact("catalog").facts
+    assert catalog["forgotten"] == 2 and catalog["ledger"]["listed"] == 41
+    assert again.artifact("embed").counts["in"] == 0, "the others are not embedded again"
+    assert image_id not in again.read_table("cluster", "points.parquet")["image_id"].to_pylist()
+
+
+def test_older_versions_say_why_they_are_not_whole(archive: tuple[Store, Path]) -> None:
+    store, _ = archive
+    forget(store, "bridge", FILE)
+    problems = verify_run(published_run(store, "bridge", 1))
+    assert problems and all("forgotten/00000001.json" in problem for problem in problems)
+    with pytest.raises(ContractError, match="forgotten"):
+        rollback(published_run(store, "bridge", 1))
+
+
+def test_repeating_it_changes_nothing(archive: tuple[Store, Path]) -> None:
+    store, images = archive
+    image_id = search(store, "bridge", images / FILE, k=1)[0]["image_id"]
+    forget(store, "bridge", image_id)
+    before = sorted(item.key for item in store.list())
+    done = forget(store, "bridge", FILE)
+    assert (done["version"], done["tombstone"], done["deleted"]) == (2, 1, 0)
+    assert sorted(item.key for item in store.list()) == before
+
+
+@pytest.mark.parametrize("step", ["_replace_parts", "run_pipeline", "_delete_what_shows_it"])
+def test_an_interruption_is_made_good_by_the_same_command(
+    archive: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    store, images = archive
+    image_id = search(store, "bridge", images / FILE, k=1)[0]["image_id"]
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(forgetting, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            forget(store, "bridge", FILE)
+    forget(store, "bridge", FILE)
+    assert current_version(store, "bridge") == 2 and verify_run(published_run(store, "bridge")) == []
+    assert not any("/vectors/" in key or "/explain/pictures" in key for key in traces(store, image_id))
+
+
+def test_a_run_that_had_begun_does_not_bring_it_back(archive: tuple[Store, Path]) -> None:
+    store, images = archive
+    begun = start(store, images, run_id="begun")
+    run_stage(begun, "catalog")
+    forget(store, "bridge", FILE)
+    with pytest.raises(InputError, match="forgotten since"):
+        run_stage(begun, "embed")
+
+
+def test_what_is_not_there_and_what_is_all_there_is_are_refused(archive: tuple[Store, Path], tmp_path: Path) -> None:
+    store, images = archive
+    with pytest.raises(InputError, match="no image of bridge"):
+        forget(store, "bridge", "nobody.jpg")
+    with pytest.raises(InputError, match="no published version"):
+        forget(store, "elsewhere", FILE)
+    assert list(store.list("archives/bridge/forgotten")) == []
