@@ -31,6 +31,8 @@ def largest_node_cpus() -> int:
 
 def map_on_ray(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
     """Map ``function`` over ``parts`` as Ray tasks, results in order; a task that is lost with its node is redone."""
+    if not parts:
+        return
     connect()
     shared = ray.put(function)
     window = max(int(ray.cluster_resources().get("CPU", 1)) * _AHEAD, 1)

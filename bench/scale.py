@@ -1,0 +1,153 @@
+"""Catalog, embed and index on Ray at two sizes: memory, seconds an image, an unchanged archive, and 1% more.
+
+    python -m bench.scale --demo var/bench/demo --work var/bench/scale --images 20000 200000
+
+Memory is the sum of the proportional shares (PSS) of all processes: Ray's, the jobs', and what the object store maps.
+Seconds count from a stage's first listing to its seal; what a job needs to start is printed beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from bench.shards import make_shards
+from damage_atlas.pipeline import run_pipeline
+from damage_atlas.spec import CatalogSpec, Settings, TrainSpec
+from damage_atlas.store import Run, Store, start_run
+from infra.local.ray_cluster import LocalRay
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("catalog", "embed", "index")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--demo", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--images", type=int, nargs="+", default=[20_000, 200_000])
+    arguments = parser.parse_args()
+    results = {n: measure(arguments.demo, arguments.work / str(n), n) for n in sorted(arguments.images)}
+    print(json.dumps(results, indent=1))
+    small, large = min(results), max(results)
+    if small != large:
+        memory = results[large]["first"]["peak_mib"] / results[small]["first"]["peak_mib"]
+        pace = (results[large]["first"]["seconds"] / large) / (results[small]["first"]["seconds"] / small)
+        print(f"{large:,} against {small:,} images: peak memory {memory:.2f} times, seconds an image {pace:.2f} times")
+    for n, result in results.items():
+        for what in ("unchanged", "one percent more"):
+            share = result[what]["seconds"] / result["first"]["seconds"]
+            read = result[what]["files_read"]
+            print(f"{n:,} images, {what}: {share:.1%} of the first run, {read} tar files read")
+
+
+def measure(demo: Path, work: Path, images: int) -> dict[str, Any]:
+    """Three runs over one archive: from nothing, unchanged, with 1% more."""
+    shards = work / "images"
+    make_shards(demo, shards, images)
+    for extra in sorted(shards.glob("shard-*.tar"))[images // 1000 :]:
+        extra.unlink()
+    store = Store(work / "store")
+    shutil.rmtree(work / "store", ignore_errors=True)
+    make_model(store, work / "labelled")
+    env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "lib")])}
+    found: dict[str, Any] = {}
+    with LocalRay(work / "ray", nodes=2, cpus_per_node=1, env=env, object_store_bytes=512 * 1024**2) as ray:
+        for name in ("first", "unchanged", "one percent more"):
+            if name == "one percent more":
+                make_shards(demo, shards, max(images // 100, 1000), first=images // 1000)
+            found[name] = run_once(store, shards, name.replace(" ", "-"), ray)
+            print(f"{images:,} images, {name}: {json.dumps(found[name])}", flush=True)
+    return found
+
+
+def make_model(store: Store, folder: Path) -> None:
+    """A model of the paper's size; what it has learnt does not matter here."""
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for n in range(8):
+            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{n}.png")
+    settings = Settings(train=TrainSpec(iterations=1, batch_size=8))
+    run = start_run(store, kind="train", archive="big", images=str(folder), model="net", settings=settings)
+    list(run_pipeline(run))
+
+
+def run_once(store: Store, images: Path, run_id: str, ray: LocalRay) -> dict[str, Any]:
+    """The stages of one run as jobs on ``ray``, watched."""
+    settings = Settings(catalog=CatalogSpec(labels="none"))
+    run = start_run(
+        store, kind="recluster", archive="big", images=str(images), model="net", settings=settings, run_id=run_id
+    )
+    result: dict[str, Any] = {"stages": {}}
+    with MemoryWatch() as watch:
+        for stage in STAGES:
+            started = time.monotonic()
+            command = [sys.executable, "-m", f"workers.{stage}", run.uri]
+            done = subprocess.run(
+                command, cwd=ROOT, env={**os.environ, **ray.client_env}, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                sys.exit(done.stdout[-4000:] + done.stderr[-4000:])
+            seconds = run.artifact(stage).seconds
+            result["stages"][stage] = seconds
+            result["stages"][f"{stage} start-up"] = round(time.monotonic() - started - seconds, 1)
+    result["seconds"] = round(sum(result["stages"][stage] for stage in STAGES), 1)
+    result["peak_mib"] = watch.peak_mib
+    result |= facts(run)
+    return result
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What the run says it did; every image must be in the ledger once."""
+    ledger = run.artifact("embed").facts["ledger"]
+    ids = run.read_table("catalog", "observations.parquet", ["observation_id"])["observation_id"]
+    assert len(ids.unique()) == len(ids) == ledger["listed"], "an observation stands in the ledger twice"
+    return {
+        "files_read": run.artifact("catalog").facts["files_read"],
+        "images_decoded": run.artifact("embed").counts["in"],
+        "ledger": {name: n for name, n in ledger.items() if n and name != "reasons"},
+    }
+
+
+class MemoryWatch:
+    """The largest sum of PSS over this process's descendants, looked at every two seconds."""
+
+    def __init__(self) -> None:
+        self.peak_mib = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(2):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            self.peak_mib = max(self.peak_mib, total >> 20)
+
+
+if __name__ == "__main__":
+    main()
