@@ -1,16 +1,15 @@
-"""Index on Ray: one task builds the index and measures its recall."""
+"""Index on Ray: the shards of a large index are filled by tasks on all nodes, and merged here."""
 
 from damage_atlas.contracts import Artifact
 from damage_atlas.index import build_index
 from damage_atlas.store import Run
 from workers.job import run_job
-from workers.on_ray import call_on_ray
+from workers.on_ray import map_on_ray
 
 
 def work(run: Run) -> Artifact:
     """Run the stage on the cluster."""
-    artifact: Artifact = call_on_ray(build_index, run)
-    return artifact
+    return build_index(run, map_on_ray)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nearest neighbours by FAISS, shared by index, cluster, explain and search.
+"""Exact nearest neighbours by FAISS, and a run's vectors; shared by index, cluster, explain and search.
 
 Axes: N vectors, Q queries, K neighbours, D dimensions. Vectors have unit length, so inner product is cosine.
 """
@@ -6,7 +6,6 @@ Axes: N vectors, Q queries, K neighbours, D dimensions. Vectors have unit length
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import faiss
 import numpy as np
@@ -20,9 +19,6 @@ from damage_atlas.store.runs import read_output, table_from_bytes
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-HNSW_LINKS = 32
-_HNSW_BUILD_DEPTH, _HNSW_SEARCH_DEPTH = 200, 128
 
 
 @dataclass(frozen=True)
@@ -64,51 +60,6 @@ def without_self(neighbours: Neighbours, k: int) -> Neighbours:
     ids = neighbours.ids_NK[keep].reshape(n, width - 1)[:, :k]
     similarities = neighbours.similarities_NK[keep].reshape(n, width - 1)[:, :k]
     return Neighbours(ids, similarities)
-
-
-def build_index(vectors_ND: Floats, kind: str, dimension: int) -> Any:
-    """A FAISS index over the vectors: ``flat`` (exact) or ``hnsw``."""
-    index: Any
-    if kind == "flat":
-        index = faiss.IndexFlatIP(dimension)
-    else:
-        index = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = _HNSW_BUILD_DEPTH
-        index.hnsw.efSearch = _HNSW_SEARCH_DEPTH
-    if len(vectors_ND):
-        index.add(np.ascontiguousarray(vectors_ND, np.float32))
-    return index
-
-
-def index_bytes(index: Any) -> bytes:
-    """The index in FAISS's own format."""
-    return bytes(faiss.serialize_index(index).tobytes())
-
-
-def load_index(data: bytes, dimension: int, count: int) -> Any:
-    """Read an index whose digest the caller has checked (FAISS files from strangers are not safe to read).
-
-    Raises:
-        ContractError: another dimension or count than its artifact says.
-    """
-    index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    if index.d != dimension or index.ntotal != count:
-        raise ContractError(
-            f"index.faiss holds {index.ntotal} vectors of {index.d} dimensions, its artifact says {count} of "
-            f"{dimension}. Rebuild it: start a new run; the vectors are reused."
-        )
-    return index
-
-
-def recall(index: Any, vectors_ND: Floats, queries_QD: Floats, k: int = 10) -> float:
-    """Share of the exact ``k`` nearest that ``index`` finds; equal similarity counts as found."""
-    k = min(k, len(vectors_ND))
-    if k == 0 or len(queries_QD) == 0:
-        return 1.0
-    exact = exact_neighbours(vectors_ND, k, queries_QD)
-    found, _ = index.search(np.ascontiguousarray(queries_QD, np.float32), k)
-    worst = exact.similarities_NK[:, -1:] - 1e-6
-    return float((found >= worst).mean())
 
 
 def read_vectors(run: Run) -> tuple[list[str], Floats]:

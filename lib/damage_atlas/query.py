@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.errors import InputError, ObjectNotFoundError
+from damage_atlas.faiss_index import read_index, search_index
 from damage_atlas.images import ImageError, Limits, decode, preprocess
 from damage_atlas.metrics import agreement
-from damage_atlas.neighbours import load_index
 from damage_atlas.network import embed_pixels, load_network, resolve_precision
 from damage_atlas.store import Run, Store, absolute, list_versions, read_version
 from damage_atlas.store.runs import read_output
@@ -42,23 +42,21 @@ def search(store: Store | str, archive: str, image: str | Path, k: int = 10) -> 
     if k < 1:
         raise InputError(f"-k {k}: ask for at least one image.")
     run = published_run(store, archive)
-    facts = run.artifact("index").facts
-    index = load_index(run.read("index", "index.faiss"), facts["dimension"], facts["vectors"])
-    ids = run.read_table("index", "ids.parquet")["image_id"].to_pylist()
-    if str(image) in set(ids):
-        query = index.reconstruct(ids.index(str(image)))[None]
+    index = read_index(run)
+    if str(image) in set(index.ids):
+        query = index.vector(index.ids.index(str(image)))[None]
     else:
         query = _embed_file(run, str(image))
-    similarities, found = index.search(np.ascontiguousarray(query, np.float32), min(k, len(ids)))
+    near = search_index(index.faiss_index, query, k)
     points = run.read_table("cluster", "points.parquet")
-    wanted = [ids[i] for i in found[0]]
+    wanted = [index.ids[i] for i in near.ids_NK[0] if i >= 0]
     by_id: dict[str, dict[str, Any]] = {}
     for row in points.filter(pc.is_in(points["image_id"], value_set=pa.array(wanted, pa.string()))).to_pylist():
         by_id.setdefault(row["image_id"], row)
     return [
         {"rank": rank, "similarity": round(min(float(similarity), 1.0), 6)}
         | {name: by_id[image_id][name] for name in ("cluster_id", "label", "asset_id", "image_id", "uri")}
-        for rank, image_id, similarity in zip(itertools.count(1), wanted, similarities[0], strict=False)
+        for rank, image_id, similarity in zip(itertools.count(1), wanted, near.similarities_NK[0], strict=False)
     ]
 
 

@@ -106,9 +106,13 @@ class EmbedSpec(Document):
 class IndexSpec(Document):
     """The FAISS index."""
 
-    kind: Literal["auto", "flat", "hnsw"] = "auto"
-    flat_up_to: int = Field(200_000, ge=0)  # vectors; beyond it `auto` takes HNSW
+    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    flat_up_to: int = Field(200_000, ge=0)  # vectors; beyond it `auto` takes IVF
+    rows_per_part: int = Field(100_000, ge=1)  # of IVF: vectors that one task adds
+    rebuild_above: float = Field(0.2, ge=0, le=1)  # share added or removed since the index was built from nothing
+    recall_wanted: float = Field(0.95, gt=0, le=1)  # IVF probes more lists until the sample's recall is at least this
     recall_sample: int = Field(1000, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
 
 
 class ClusterSpec(Document):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from damage_atlas.errors import ContractError
-from damage_atlas.neighbours import build_index, exact_neighbours, index_bytes, load_index, recall, without_self
+from damage_atlas.neighbours import exact_neighbours, without_self
 
 
 def unit(n: int, d: int = 5, seed: int = 0) -> np.ndarray:
@@ -38,23 +37,3 @@ def test_without_self_never_names_the_row_itself(vectors: np.ndarray) -> None:
     near = without_self(exact_neighbours(vectors, 6), 5)
     assert near.ids_NK.shape == near.similarities_NK.shape == (30, 5)
     assert not (near.ids_NK == np.arange(30)[:, None]).any()
-
-
-@pytest.mark.parametrize("kind", ["flat", "hnsw"])
-def test_an_index_finds_what_the_exact_search_finds(kind: str) -> None:
-    vectors = unit(500, 16)
-    index = build_index(vectors, kind, 16)
-    assert recall(index, vectors, vectors[::5]) >= (1.0 if kind == "flat" else 0.95)
-    again = load_index(index_bytes(index), 16, 500)
-    assert (again.search(vectors[:3], 4)[1] == index.search(vectors[:3], 4)[1]).all()
-
-
-def test_an_empty_index_has_full_recall() -> None:
-    assert recall(build_index(unit(0), "flat", 5), unit(0), unit(0)) == 1.0
-
-
-@pytest.mark.parametrize(("dimension", "count"), [(6, 20), (5, 21)])
-def test_an_index_that_is_not_what_its_artifact_says_is_refused(dimension: int, count: int) -> None:
-    data = index_bytes(build_index(unit(20), "flat", 5))
-    with pytest.raises(ContractError, match="holds 20 vectors of 5 dimensions"):
-        load_index(data, dimension, count)

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from damage_atlas.contracts import EXPLANATIONS, Artifact
 from damage_atlas.explain.pictures import ExplainPart, PictureJob
+from damage_atlas.faiss_index import read_index, search_index
 from damage_atlas.images import SOURCE_COLUMNS, Source
-from damage_atlas.neighbours import load_index, read_vectors
 from damage_atlas.parts import MapParts, map_in_threads, plan_parts
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
@@ -80,24 +80,22 @@ def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact
 
 
 def _nearest_rows(run: Run) -> list[dict[str, Any]]:
-    ids, vectors = read_vectors(run)
     clusters = run.read_table("cluster", "clusters.parquet")
     if clusters.num_rows == 0:
         return []
-    facts = run.artifact("index").facts
-    index = load_index(run.read("index", "index.faiss"), facts["dimension"], facts["vectors"])
-    place = {image_id: i for i, image_id in enumerate(ids)}
+    index = read_index(run)
+    place = {image_id: i for i, image_id in enumerate(index.ids)}
     samples = [place[image_id] for image_id in clusters["medoid_image_id"].to_pylist()]
-    k = min(run.spec.settings.explain.nearest + 1, len(ids))
-    similarities, found = index.search(vectors[samples], k)
+    wanted = run.spec.settings.explain.nearest + 1
+    near = search_index(index.faiss_index, np.stack([index.vector(sample) for sample in samples]), wanted)
     rows: list[dict[str, Any]] = []
     for cluster, sample, row_similarities, row_found in zip(
-        clusters["cluster_id"].to_pylist(), samples, similarities, found, strict=True
+        clusters["cluster_id"].to_pylist(), samples, near.similarities_NK.tolist(), near.ids_NK.tolist(), strict=True
     ):
-        others = [(i, s) for i, s in zip(row_found.tolist(), row_similarities.tolist(), strict=True) if i != sample]
-        ranked = itertools.chain([(sample, 1.0)], others[: k - 1])
+        others = [(i, s) for i, s in zip(row_found, row_similarities, strict=True) if i not in (sample, -1)]
+        ranked = itertools.chain([(sample, 1.0)], others[: wanted - 1])
         rows += [
-            {"cluster_id": cluster, "rank": rank, "image_id": ids[i], "similarity": min(similarity, 1.0)}
+            {"cluster_id": cluster, "rank": rank, "image_id": index.ids[i], "similarity": min(similarity, 1.0)}
             for rank, (i, similarity) in enumerate(ranked)
         ]
     return rows
