@@ -189,20 +189,57 @@ def demo(
 
 @app.command()
 def search(
-    image: Annotated[str, typer.Argument(help="A file, a URI, or an image_id of the archive.")],
+    image: Annotated[
+        str,
+        typer.Argument(
+            help="A file, a URI, or an image_id of the archive. A file is looked at as a whole, however large it is; "
+            "for a place in a large photo give the image_id of its tile."
+        ),
+    ],
     store: StoreOption,
     archive: ArchiveOption,
     k: KFlag = 10,
+    asset: Annotated[str | None, typer.Option("--asset", help="Among the images of this asset.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Among those of this class, given or predicted.")] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="Among those of this cluster, or noise.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Captured on this day or later: 2026-03-01, or with a time.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Captured on this day or earlier.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """The nearest images of the current version, with their clusters."""
+    """The nearest images of the current version, with their clusters and where they lie; filters combine."""
     from damage_atlas.query import search as find
 
-    rows = find(store, archive, image, k)
+    rows = find(store, archive, image, k, asset=asset, label=label, cluster=cluster, since=since, until=until)
     if as_json:
         _json(rows)
+    elif not rows:
+        console.print("no image passes all filters")
     else:
-        _table(rows, ("rank", "similarity", "cluster_id", "label", "asset_id", "uri"))
+        _places(rows, ("rank", "similarity"), ("cluster_id", "label"))
+
+
+@app.command()
+def duplicates(
+    store: StoreOption,
+    archive: ArchiveOption,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Cosine from which two images are nearly the same.")
+    ] = 0.999,
+    limit: Annotated[int | None, typer.Option("--limit", help="So many of the largest groups; all by default.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Groups of images of the current version that are nearly the same, the largest first."""
+    from damage_atlas.query import near_duplicates
+
+    groups = near_duplicates(store, archive, threshold, limit)
+    if as_json:
+        _json(groups)
+    elif not groups:
+        console.print(f"no two images are {threshold} alike", highlight=False)
+    else:
+        _places([group | place for group in groups for place in group["places"]], ("group", "lowest_similarity"))
 
 
 @app.command()
@@ -408,6 +445,17 @@ def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     for row in rows:
         table.add_row(*(("" if row[name] is None else str(row[name])).replace("[", "\\[") for name in columns))
     console.print(table)
+
+
+def _places(rows: list[dict[str, Any]], first: tuple[str, ...], then: tuple[str, ...] = ()) -> None:
+    """A table of observations; ``where`` is the tile's box, the place along the asset and the second of the video."""
+    units = (("position_m", "{} m"), ("frame_time_s", "{} s"))
+    for row in rows:
+        parts = [text.format(row[name]) for name, text in units if row[name] is not None]
+        if row["tile_x"] is not None:
+            parts.insert(0, "{tile_width}x{tile_height}+{tile_x}+{tile_y}".format(**row))
+        row["where"] = ", ".join(parts) or None
+    _table(rows, (*first, *then, "asset_id", "delivery", "uri", "where"))
 
 
 def _json(document: Any) -> None:

@@ -87,7 +87,7 @@ def test_a_model_that_is_not_there(atlas, images: Path, tmp_path: Path) -> None:
     assert code == 2 and "no promoted version" in err
 
 
-@pytest.mark.parametrize("command", ["history", "verify", "search"])
+@pytest.mark.parametrize("command", ["history", "verify", "search", "duplicates"])
 def test_archives_without_a_version(atlas, tmp_path: Path, command: str) -> None:  # type: ignore[no-untyped-def]
     extra = [str(tmp_path / "x.jpg")] if command == "search" else []
     code, out, err = atlas(command, *extra, "--store", tmp_path, "--archive", "none")
@@ -154,6 +154,31 @@ def test_damaged_records_end_in_one_line(atlas, published: Path, images: Path, p
         code, out, err = atlas(*command)
         assert "Traceback" not in err
         assert code in (0, 1) and (code == 0 or "damaged" in out + err or "was changed" in out + err), (command, err)
+
+
+def test_search_with_filters_says_where_images_lie(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]
+    photo, where = images / "down" / "001.png", ("--store", published, "--archive", "a")
+    code, out, err = atlas("search", photo, *where, "-k", 3, "--label", "down", "--json")
+    rows = json.loads(out)
+    assert code == 0 and {row["label"] for row in rows} == {"down"} and len(rows) == 3, err
+    assert rows[0]["uri"].endswith("down/001.png") and rows[0]["similarity"] > 0.999
+    assert {"x", "y", "delivery", "tile_x", "position_m", "frame_time_s", "cluster_id"} <= rows[0].keys()
+    code, out, _ = atlas("search", rows[0]["image_id"], *where)
+    assert code == 0 and "similarity" in out and "where" in out
+    code, _, err = atlas("search", photo, *where, "--label", "dwn")
+    assert code == 2 and "Did you mean down?" in err and len(err.strip().splitlines()) == 1
+
+
+def test_duplicates_are_grouped(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]
+    where = ("--store", published, "--archive", "a")
+    code, out, err = atlas("duplicates", *where, "--threshold", 0.1, "--json")
+    groups = json.loads(out)
+    assert code == 0 and sum(len(group["places"]) for group in groups) <= 18, err
+    assert groups and groups[0]["observations"] >= 2
+    code, out, _ = atlas("duplicates", *where, "--threshold", 0.1, "--limit", 1)
+    assert code == 0 and "lowest_similarity" in out
+    code, _, err = atlas("duplicates", *where, "--threshold", 7)
+    assert code == 2 and "a cosine above 0" in err
 
 
 def test_damaged_vectors_are_not_reused(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,63 +1,24 @@
-"""Questions to a published version: nearest images, what changed between versions, what failed."""
+"""Questions to a published version: nearest images, near-duplicates, what changed between versions, what failed.
+
+published.py    what a version holds, loaded once
+nearest.py      search, with its filters
+duplicates.py   groups of images that are nearly the same
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from damage_atlas.errors import InputError, ObjectNotFoundError
-from damage_atlas.faiss_index import read_index, search_index
-from damage_atlas.images import ImageError, Limits, decode, preprocess
 from damage_atlas.metrics import agreement
-from damage_atlas.network import embed_pixels, load_network, resolve_precision
-from damage_atlas.store import Run, Store, absolute, list_versions, read_version
-from damage_atlas.store.runs import read_output
-from damage_atlas.store.versions import run_model
+from damage_atlas.query.duplicates import near_duplicates
+from damage_atlas.query.nearest import search
+from damage_atlas.query.published import published_run
+from damage_atlas.store import Run, Store, list_versions, read_version
 
-
-def published_run(store: Store, archive: str, version: int | None = None) -> Run:
-    """The run behind a version; the current one by default."""
-    return Run.load(store.uri(read_version(store, archive, version).run_key))
-
-
-def search(store: Store | str, archive: str, image: str | Path, k: int = 10) -> list[dict[str, Any]]:
-    """The ``k`` images of the archive's current version that are nearest to ``image``.
-
-    Args:
-        image: a file, a URI, or an image_id of the archive.
-
-    Returns:
-        Rows, best first: rank, similarity (cosine), cluster_id (None for noise), label, asset_id, image_id, uri.
-
-    Raises:
-        InputError: no such archive or image, or the image cannot be read.
-    """
-    store = store if isinstance(store, Store) else Store(store)
-    if k < 1:
-        raise InputError(f"-k {k}: ask for at least one image.")
-    run = published_run(store, archive)
-    index = read_index(run)
-    if str(image) in set(index.ids):
-        query = index.vector(index.ids.index(str(image)))[None]
-    else:
-        query = _embed_file(run, str(image))
-    near = search_index(index.faiss_index, query, k)
-    points = run.read_table("cluster", "points.parquet")
-    wanted = [index.ids[i] for i in near.ids_NK[0] if i >= 0]
-    by_id: dict[str, dict[str, Any]] = {}
-    for row in points.filter(pc.is_in(points["image_id"], value_set=pa.array(wanted, pa.string()))).to_pylist():
-        by_id.setdefault(row["image_id"], row)
-    return [
-        {"rank": rank, "similarity": round(min(float(similarity), 1.0), 6)}
-        | {name: by_id[image_id][name] for name in ("cluster_id", "label", "asset_id", "image_id", "uri")}
-        for rank, image_id, similarity in zip(itertools.count(1), wanted, near.similarities_NK[0], strict=False)
-    ]
+__all__ = ["diff", "failed", "history", "near_duplicates", "published_run", "search", "show"]
 
 
 def history(store: Store, archive: str) -> list[dict[str, Any]]:
@@ -139,25 +100,6 @@ def show(run: Run) -> dict[str, Any]:
             }
         )
     return {"run_uri": run.uri, "spec": run.spec.model_dump(mode="json"), "stages": stages}
-
-
-def _embed_file(run: Run, image: str) -> np.ndarray:
-    location = absolute(image)
-    folder, _, name = location.rpartition("/")
-    try:
-        pixels = decode(Store(folder or "/").read(name), Limits.of(run.spec.settings.catalog))
-    except ObjectNotFoundError as error:
-        raise InputError(
-            f"{image} is neither a file nor an image_id of {run.spec.archive}. Check the name; `search` takes a path, "
-            "a URI, or an image_id as `search --json` prints it."
-        ) from error
-    except ImageError as error:
-        raise InputError(f"{image} cannot be read as a picture ({error.reason}: {error.detail}).") from error
-    card = run_model(run)
-    network = load_network(read_output(run.store, card.weights), card.network)
-    spec = run.spec.settings.embed
-    dtype = resolve_precision(spec.precision, next(network.parameters()).device)
-    return embed_pixels(network, preprocess(pixels, network.input_size)[None], spec.batch_size, dtype)
 
 
 def _size(clusters: dict[str, int | None], cluster: int | None) -> int:
