@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from bench import embed, embed_ray, gradcam, train_step
+from bench import embed, embed_ray, gradcam, index, train_step
 
-BENCHMARKS = {"gradcam": gradcam.main, "embed": embed.main, "embed_ray": embed_ray.main, "train_step": train_step.main}
+BENCHMARKS = {
+    "gradcam": gradcam.main,
+    "train_step": train_step.main,
+    "embed": embed.main,
+    "embed_ray": embed_ray.main,
+    "index": index.main,
+}
 
 if __name__ == "__main__":
     names = sys.argv[1:] or list(BENCHMARKS)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 
 
-def compare(name: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], images: int) -> float:
+def compare(
+    name: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], count: int, what: str = "images"
+) -> float:
     """Time both in turn, print medians and their ratio, and return it (above 1: ours is faster)."""
     ours(), theirs()  # caches, threads, lazy imports
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -19,7 +21,7 @@ def compare(name: str, peer: str, ours: Callable[[], object], theirs: Callable[[
     mine, other = (statistics.median(seconds[who]) for who in ("ours", "theirs"))
     spread = (max(seconds["ours"]) - min(seconds["ours"])) / mine
     print(
-        f"{name}: {images / mine:,.0f} images/s, {peer}: {images / other:,.0f} images/s, "
+        f"{name}: {count / mine:,.0f} {what}/s, {peer}: {count / other:,.0f} {what}/s, "
         f"ratio {other / mine:.2f} (medians of 7, spread {spread:.0%})",
         flush=True,
     )
