@@ -104,13 +104,10 @@ def search_index(index: Any, queries_QD: Floats, k: int, among_N: NDArray[np.boo
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=index.nlist)
         else:
             parameters = faiss.SearchParameters(sel=selector)
-        similarities, ids = exact_part(index).search(queries, k, params=parameters)
+        # HNSW keeps its vectors in a flat index below the graph.
+        searched = index.storage if isinstance(index, faiss.IndexHNSW) else index
+        similarities, ids = searched.search(queries, k, params=parameters)
     return Neighbours(ids, similarities)
-
-
-def exact_part(index: Any) -> Any:
-    """What can be searched exactly: of HNSW the flat index below its graph, else the index itself."""
-    return index.storage if isinstance(index, faiss.IndexHNSW) else index
 
 
 @contextmanager

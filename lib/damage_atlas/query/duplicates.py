@@ -16,15 +16,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from damage_atlas.errors import InputError
-from damage_atlas.faiss_index import exact_part
+from damage_atlas.index.build import add_vectors, new_index
 from damage_atlas.neighbours import Floats
+from damage_atlas.parts import map_in_threads
 from damage_atlas.query.published import PLACE_COLUMNS, load_published, published_run
+from damage_atlas.spec import IndexSpec
 from damage_atlas.store import Store
 
 _MOST_PAIRS = 10_000_000
-# FAISS gathers a block's pairs before it returns them, 12 bytes each and for a moment twice: at the very most, with
-# every image like every other, half a GiB beside the vectors.
-_PAIRS_AT_ONCE = 20_000_000
+# FAISS gathers a block's pairs before it returns them. With these two numbers, and every image like every other, the
+# listing took 0.7 GB beside the vectors, at 1,000,000 images as at 4,400; usually it takes a few MB.
+_PAIRS_AT_ONCE = 10_000_000
 _ROWS_AT_ONCE = 4096
 _TOLERANCE = 1e-6  # of a cosine: float32 sums in another order, and equal vectors are not always at exactly 1
 
@@ -57,7 +59,10 @@ def near_duplicates(
     store = store if isinstance(store, Store) else Store(store)
     published = load_published(published_run(store, archive))
     count = len(published.index.ids)
-    first_P, second_P, similarity_P = _joined_pairs(published.index.faiss_index, threshold)
+    if not count:
+        return []
+    vectors = published.index.vectors()
+    first_P, second_P, similarity_P = _joined_pairs(vectors, _in_lists(published.index.faiss_index, vectors), threshold)
     graph = coo_array((np.ones(len(first_P), bool), (first_P, second_P)), shape=(count, count))
     groups, group_of_N = connected_components(graph, directed=False)
     lowest, highest = np.ones(groups, np.float32), np.full(groups, -1, np.float32)
@@ -86,43 +91,51 @@ def near_duplicates(
     ]
 
 
-def _joined_pairs(index: Any, threshold: float) -> tuple[np.ndarray, np.ndarray, Floats]:
-    """Rows of the index that are at least ``threshold`` alike: first row, second row (above the first), cosine."""
-    found: list[tuple[np.ndarray, np.ndarray, Floats]] = []
+def _joined_pairs(vectors_ND: Floats, index: Any, threshold: float) -> tuple[np.ndarray, np.ndarray, Floats]:
+    """Rows that are at least ``threshold`` alike: first row, second row (above the first), cosine."""
+    count = len(vectors_ND)
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     pairs = 0
-    vectors = np.asarray(index.reconstruct_n(0, index.ntotal), np.float32)
     # FAISS returns what is strictly above its limit.
     limit = float(np.nextafter(np.float32(threshold - _TOLERANCE), np.float32(-1)))
-    for rows, parameters in _blocks(index, vectors, threshold):
-        ends, similarities, others = exact_part(index).range_search(vectors[rows], limit, params=parameters)
+    for rows, probes in _blocks(index, _lists_to_probe(index, vectors_ND, threshold)):
+        parameters = faiss.SearchParametersIVF(nprobe=probes)
+        ends, similarities, others = index.range_search(vectors_ND[rows], limit, params=parameters)
         first = np.repeat(rows, np.diff(ends.astype(np.int64)))
         once = others > first
         pairs += int(once.sum())
         if pairs > _MOST_PAIRS:
             raise InputError(
-                f"--threshold {threshold}: more than {_MOST_PAIRS:,} pairs of the {index.ntotal:,} images are as alike "
-                "as that. Raise it; 0.999 is nearly the same picture."
+                f"--threshold {threshold}: more than {_MOST_PAIRS:,} pairs of the {count:,} images are as alike as "
+                "that. Raise it; 0.999 is nearly the same picture."
             )
         found.append((first[once], others[once], similarities[once]))
-    if not found:
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     first, second, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
     return first, second, similarity
 
 
-def _blocks(index: Any, vectors_ND: Floats, threshold: float) -> Iterator[tuple[np.ndarray, Any]]:
-    """Rows that are asked for together, with the search parameters that make their answer exact."""
-    count = len(vectors_ND)
-    size = min(_ROWS_AT_ONCE, max(1, _PAIRS_AT_ONCE // max(count, 1)))
-    if not isinstance(index, faiss.IndexIVF):
-        for start in range(0, count, size):
-            yield np.arange(start, min(start + size, count)), None
-        return
-    lists_N = _lists_to_probe(index, vectors_ND, threshold)
-    order = np.argsort(lists_N, kind="stable")  # rows that need equally many lists share a block
-    for start in range(0, count, size):
-        rows = order[start : start + size]
-        yield rows, faiss.SearchParametersIVF(nprobe=int(lists_N[rows].max()))
+def _blocks(index: Any, lists_N: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows that are asked for together and how many lists they probe: few enough for ``_PAIRS_AT_ONCE``."""
+    sizes = np.sort([index.invlists.list_size(number) for number in range(index.nlist)])[::-1]
+    pairs_at_most = np.cumsum(sizes)  # of one row, by the number of lists it probes
+    order = np.argsort(lists_N, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = order[start : start + _ROWS_AT_ONCE]
+        probes = int(lists_N[rows[-1]])
+        rows = rows[: max(1, _PAIRS_AT_ONCE // int(pairs_at_most[probes - 1]))]
+        yield rows, probes
+        start += len(rows)
+
+
+def _in_lists(index: Any, vectors_ND: Floats) -> Any:
+    """The vectors in IVF's lists: the index itself, or one made for the purpose, in less time than it saves."""
+    if isinstance(index, faiss.IndexIVF):
+        return index
+    spec = IndexSpec()
+    lists = new_index(vectors_ND, "ivf", spec)
+    add_vectors(lists, vectors_ND, spec.rows_per_part, map_in_threads)
+    return lists
 
 
 def _lists_to_probe(index: Any, vectors_ND: Floats, threshold: float) -> np.ndarray:
@@ -139,4 +152,4 @@ def _lists_to_probe(index: Any, vectors_ND: Floats, threshold: float) -> np.ndar
         products_QL = vectors_ND[start : start + _ROWS_AT_ONCE] @ centroids_LD.T
         nearest_Q1 = products_QL.max(axis=1, keepdims=True)
         counts.append((products_QL >= nearest_Q1 - reach - _TOLERANCE).sum(axis=1))
-    return np.concatenate(counts) if counts else np.empty(0, np.int64)
+    return np.concatenate(counts)
