@@ -104,7 +104,7 @@ STAGE_DOCS = {
     "catalog": "Lists, checks, hashes and tiles the images; quarantines what cannot be read, with the reason.",
     "train": "Learns the embedding by Ray Train and registers a model version.",
     "embed": "Embeds, by Ray Data, the images that no earlier run has embedded.",
-    "index": "Builds the FAISS index and measures its recall.",
+    "index": "Adds new vectors to the previous version's FAISS index, or builds one, and measures its recall.",
     "cluster": "Lays out the map, finds clusters and gives them the ids they had before.",
     "explain": "Picks the nearest images of each cluster and draws what the model looks at.",
     "report": "Writes the page people read, its figures and its JSON twin.",

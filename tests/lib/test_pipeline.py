@@ -8,6 +8,7 @@ import pytest
 
 from damage_atlas.contracts import TABLES
 from damage_atlas.errors import ContractError, InputError, PublishConflictError
+from damage_atlas.neighbours import read_vectors
 from damage_atlas.pipeline import run_pipeline, run_stage, summarize
 from damage_atlas.publish import publish_run, rollback, verify_run
 from damage_atlas.query import diff, failed, history, published_run, search
@@ -105,6 +106,28 @@ def test_deliveries_reuse_vectors_and_keep_ids(run: Run, store: Store, tmp_path:
     record = rollback(published_run(store, "bridge", 1))
     assert (record.version, record.run_id) == (3, "d1") and current_version(store, "bridge") == 3
     assert record.next_cluster_id == two.artifact("cluster").facts["next_cluster_id"], "ids are never given twice"
+
+
+def test_an_index_that_grew_is_read_in_its_own_order(run: Run, store: Store, tmp_path: Path) -> None:
+    folder = make_delivery(tmp_path / "archive", "d1", 0, each=14)
+    settings = ["catalog.labels=none", "catalog.deliveries=folder"]
+    run_all(store, folder, *settings, kind="recluster", archive="grown", run_id="one")
+    make_delivery(tmp_path / "archive", "d2", 50, each=2)
+    two = run_all(store, folder, *settings, kind="recluster", archive="grown", run_id="two")
+    facts = two.artifact("index").facts
+    assert (facts["rebuilt"], facts["kept"], facts["added"]) == (False, 42, 6)
+    order = two.read_table("index", "ids.parquet")["image_id"].to_pylist()
+    assert order != sorted(order)
+
+    ids, vectors = read_vectors(two)
+    vector_of = dict(zip(ids, vectors, strict=True))
+    explained = two.read_table("explain", "explanations.parquet").to_pylist()
+    for row in explained:
+        sample = next(r["image_id"] for r in explained if (r["cluster_id"], r["rank"]) == (row["cluster_id"], 0))
+        cosine = float(vector_of[sample] @ vector_of[row["image_id"]])
+        assert row["similarity"] == pytest.approx(min(cosine, 1.0), abs=1e-5)
+    for image_id in order[-6:]:
+        assert search(store, "grown", image_id, k=1)[0]["image_id"] == image_id
 
 
 def test_of_two_runs_on_the_same_version_one_publishes(store: Store, images: Path) -> None:

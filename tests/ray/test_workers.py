@@ -29,6 +29,8 @@ SETTINGS = with_overrides(
         "train.checkpoint_every=10",
         "embed.rows_per_part=16",
         "embed.batch_size=8",
+        "index.kind=ivf",
+        "index.rows_per_part=16",
     ],
 )
 minutes_each = pytest.mark.skipif(
@@ -36,6 +38,7 @@ minutes_each = pytest.mark.skipif(
 )
 TABLES = {
     "catalog": ("observations.parquet",),
+    "index": ("ids.parquet",),
     "cluster": ("points.parquet", "clusters.parquet", "lineage.parquet"),
     "explain": ("explanations.parquet",),
     "report": ("assets.parquet",),
@@ -118,6 +121,7 @@ def assert_equal_results(a: Run, b: Run) -> None:
         for run in (a, b)
     ]
     assert vectors[0] == vectors[1]
+    assert a.read("index", "index.faiss") == b.read("index", "index.faiss")
 
 
 def test_two_workers_give_what_one_process_gives(one_process: Run, on_ray: tuple[Run, dict[str, str]]) -> None:
@@ -142,6 +146,11 @@ def test_training_had_two_ranks_on_two_nodes(on_ray: tuple[Run, dict[str, str]])
 @minutes_each
 def test_embedding_had_two_actors_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
     assert "by 2 actors on 2 nodes" in on_ray[1]["embed"], on_ray[1]["embed"][-3000:]
+
+
+def test_the_index_was_filled_in_shards_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
+    assert on_ray[0].artifact("index").facts["kind"] == "ivf"
+    assert "5 parts on 2 nodes" in on_ray[1]["index"], on_ray[1]["index"][-3000:]
 
 
 def test_the_last_lines_say_how_it_went(on_ray: tuple[Run, dict[str, str]]) -> None:

@@ -7,6 +7,7 @@ measure.py    recall against the exact answer, queries per second, how many list
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import faiss
@@ -23,6 +24,8 @@ from damage_atlas.spec import IndexSpec
 from damage_atlas.store import Run
 
 __all__ = ["build_index"]
+
+logger = logging.getLogger(__name__)
 
 _K = 10
 
@@ -68,6 +71,7 @@ def build_index(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     }
     if isinstance(index, faiss.IndexIVF):
         facts |= {"lists": index.nlist, "lists_probed": index.nprobe}
+    logger.info("index: %s (%s), %s; recall@%d %.4f", kind, reason, facts["origin"], _K, recall)
     stage.write("index.faiss", index_bytes(index), len(order))
     stage.write_table("ids.parquet", pa.Table.from_pydict({"image_id": order}, IDS))
     stage.write_json("recall.json", facts)
