@@ -18,7 +18,7 @@ from damage_atlas.errors import ContractError
 from damage_atlas.neighbours import Floats, Neighbours
 from damage_atlas.store import Run
 
-_GPU_MAX_PROBES = 2048  # FAISS's own limit on a GPU
+GPU_LIMIT = 2048  # FAISS's own on a GPU: answers to a query, and lists probed for it
 _REBUILD = "Start a new run: it builds the index from the stored vectors."
 
 
@@ -123,7 +123,7 @@ def one_thread() -> Iterator[None]:
 
 def on_gpu(index: Any) -> Any:
     """A copy of the index on the first GPU; the index itself where FAISS has none, or cannot hold it there."""
-    fits = not isinstance(index, faiss.IndexHNSW) and getattr(index, "nprobe", 1) <= _GPU_MAX_PROBES
+    fits = not isinstance(index, faiss.IndexHNSW) and getattr(index, "nprobe", 1) <= GPU_LIMIT
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index) if has_gpu() and fits else index
 
 

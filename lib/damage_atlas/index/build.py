@@ -29,8 +29,8 @@ def choose_kind(vectors: int, spec: IndexSpec) -> tuple[str, str]:
         return "flat", f"{vectors} vectors are too few to train ivf on ({_MIN_PER_LIST} at least)"
     if spec.kind != "auto":
         return spec.kind, "as set"
-    kind = "flat" if vectors <= max(spec.flat_up_to, _MIN_PER_LIST) else "ivf"
-    return kind, f"{vectors:,} vectors; exact search up to {spec.flat_up_to:,}"
+    exact_up_to = max(spec.flat_up_to, _MIN_PER_LIST)
+    return "flat" if vectors <= exact_up_to else "ivf", f"{vectors:,} vectors; exact search up to {exact_up_to:,}"
 
 
 def list_count(vectors: int) -> int:

@@ -56,9 +56,9 @@ class Exam:
 
 def probe_enough(index: Any, exam: Exam, spec: IndexSpec) -> float:
     """Let IVF probe 1, 2, 4, … lists until its recall is wanted; return the index's recall, of whatever kind it is."""
-    share = exam.recall(index)
-    if isinstance(index, faiss.IndexIVF):
-        index.nprobe = 1
-        while (share := exam.recall(index)) < spec.recall_wanted and index.nprobe < index.nlist:
-            index.nprobe = min(2 * index.nprobe, index.nlist)
+    if not isinstance(index, faiss.IndexIVF):
+        return exam.recall(index)
+    index.nprobe = 1
+    while (share := exam.recall(index)) < spec.recall_wanted and index.nprobe < index.nlist:
+        index.nprobe = min(2 * index.nprobe, index.nlist)
     return share

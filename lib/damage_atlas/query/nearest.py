@@ -67,7 +67,7 @@ def search(
     vector = _vector_of(published, str(image))[None]
     if passing_O is None:
         matching = published.observations
-        near = search_index(published.searchable, vector, k)
+        near = search_index(published.searchable(k), vector, k)
     else:
         matching = published.observations.filter(pa.array(passing_O))
         among = np.zeros(len(published.index.ids), bool)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.errors import InputError, ObjectNotFoundError
-from damage_atlas.faiss_index import ArchiveIndex, on_gpu, read_index
+from damage_atlas.faiss_index import GPU_LIMIT, ArchiveIndex, on_gpu, read_index
 from damage_atlas.images import ImageError, Limits, decode, preprocess
 from damage_atlas.neighbours import Floats
 from damage_atlas.network import DamageNet, embed_pixels, load_network, resolve_precision
@@ -57,9 +57,12 @@ class Published:
         """The index row of each observation."""
         return np.asarray(self.observations["row"].to_numpy())
 
+    def searchable(self, k: int) -> Any:
+        """The index where it answers fastest: on a GPU, if FAISS has one and ``k`` answers are not too many for it."""
+        return self.index.faiss_index if k > GPU_LIMIT else self._on_gpu
+
     @cached_property
-    def searchable(self) -> Any:
-        """The index where it answers fastest: on a GPU, if FAISS has one."""
+    def _on_gpu(self) -> Any:
         return on_gpu(self.index.faiss_index)
 
     @cached_property
