@@ -50,9 +50,18 @@ class CatalogSpec(Document):
 class TrainSpec(Document):
     """MN-pair metric learning; defaults are the paper's (section 3.1) unless a comment says otherwise."""
 
-    loss: Literal["mn_pair", "literal"] = "mn_pair"
+    # Equation (5) mended, or as printed (literal); the rest are its relatives: see `MNPairLoss`.
+    loss: Literal["mn_pair", "n_pair", "supcon", "mean_of_logs", "literal"] = "mn_pair"
     temperature: float = Field(0.3, gt=0)  # tau: divides cosine similarities
-    positive_weight: float = Field(0.15, gt=0, lt=1)  # nu
+    positive_weight: float = Field(0.15, gt=0, lt=1)  # nu; n_pair and supcon have none
+    # The paper's M and N, the anchor included; null: the number of classes (and M = 2 in tuples of n_pair).
+    m: int | None = Field(None, ge=2)
+    n: int | None = Field(None, ge=2)
+    hard_negatives: float = Field(0.0, ge=0)  # beta of Robinson et al. 2021: how much more near negatives weigh
+    # Images that share some of their labels are positives of that weight (Jaccard); else a mix is a class of its own.
+    multi_label: bool = False
+    sampler: Literal["balanced", "tuples"] = "balanced"  # tuples: the paper's; balanced needs fewer forward passes
+    hard_classes: bool = False  # tuples take their negatives from the nearest classes; else they draw them
     instance_weight: float = Field(0.0, ge=0)  # NT-Xent between two views of an image: keeps finer forms apart
     instance_images: int = Field(64, ge=1)  # how many of a batch are shown a second time for it
     iterations: int = Field(2000, ge=1)
@@ -90,6 +99,14 @@ class TrainSpec(Document):
             )
         if self.shards % self.workers:
             raise ValueError(f"shards ({self.shards}) must be a multiple of workers ({self.workers})")
+        return self
+
+    @model_validator(mode="after")
+    def _hard_classes_are_chosen(self) -> TrainSpec:
+        if self.hard_classes and (self.sampler != "tuples" or self.n is None):
+            raise ValueError(
+                "hard_classes chooses among the classes of tuples: set sampler to tuples, and n below them"
+            )
         return self
 
 

@@ -1,9 +1,9 @@
 """Train: learn an embedding of damage from labelled images, and register it as a model version.
 
 data.py          the labelled images, decoded once
-sampling.py      class-balanced batches
+sampling.py      class-balanced batches, or the paper's tuples
 augment.py       random erasing, crops, flips, brightness
-losses.py        the MN-pair loss
+losses.py        the MN-pair loss and its relatives
 loop.py          the training loop, on one worker or several
 checkpoints.py   so that a run that was stopped goes on
 evaluate.py      scores on the held-out split
@@ -27,7 +27,7 @@ from damage_atlas.store import Run
 from damage_atlas.train.checkpoints import load_checkpoint, save_checkpoint
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, quick_knn_accuracy
-from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, make_optimizer
+from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, make_batches, make_optimizer
 from damage_atlas.train.register import register_model
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,11 @@ def labelled_images(run: Run) -> LabelledImages:
     """What the run learns from.
 
     Raises:
-        InputError: nothing to learn from.
+        InputError: nothing to learn from, or not in the batches that the settings ask for.
     """
-    return LabelledImages.from_observations(run.read_table("catalog", "observations.parquet"))
+    images = LabelledImages.from_observations(run.read_table("catalog", "observations.parquet"))
+    make_batches(images.training_codes, run.spec.settings.train)
+    return images
 
 
 def train_rank(
@@ -73,9 +75,6 @@ def train_rank(
         return
     spec = run.spec.settings.train
     images = labelled_images(run)
-    rows, classes = images.training_rows, images.classes
-    code_of = {label: code for code, label in enumerate(classes)}
-    codes = np.array([code_of[label] for label in images.training_labels], dtype=np.int64)
 
     # The generator is this function's own: nobody else's draws move the first weights.
     with torch.random.fork_rng(devices=[]):
@@ -93,7 +92,7 @@ def train_rank(
         Pixels(images, run.spec.images, spec.input_size, limits) as pixels,
         Progress("train", "iterations", spec.iterations if is_writer else 0) as progress,
     ):
-        trainer = Trainer(state, pixels, rows, codes, spec, exchange)
+        trainer = Trainer(state, pixels, images.training_rows, images.training_codes, spec, exchange, images.label_sets)
         progress.done = state.iteration
 
         def after_iteration(state: TrainingState) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints in the store: weights, Adam's moments and the history, as safetensors; the newest complete one counts."""
+"""Checkpoints in the store, as safetensors: weights, Adam's moments, class means, history; the newest one counts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def save_checkpoint(store: Store, folder: str, state: TrainingState) -> None:
     tensors = {f"network.{name}": tensor.contiguous() for name, tensor in state.network.state_dict().items()}
     for index, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor.contiguous() for name, tensor in values.items()}
+    if state.class_means is not None:
+        tensors["class_means"] = state.class_means
     progress = json.dumps({"iteration": state.iteration, "seconds": state.seconds, "history": state.history})
     tensors["progress"] = torch.frombuffer(bytearray(progress.encode()), dtype=torch.uint8)
     # It may be there: an attempt that was replaced has written the same state.
@@ -48,6 +50,7 @@ def load_checkpoint(store: Store, folder: str, state: TrainingState) -> bool:
             moments.setdefault(int(index), {})[moment] = tensor
     document = state.optimizer.state_dict()
     state.optimizer.load_state_dict({"state": moments, "param_groups": document["param_groups"]})
+    state.class_means = tensors.get("class_means")
     state.iteration, state.seconds, state.history = progress["iteration"], progress["seconds"], progress["history"]
     return True
 

@@ -86,6 +86,17 @@ class LabelledImages:
         """Classes of the training split, sorted."""
         return sorted(set(self.training_labels))
 
+    @property
+    def training_codes(self) -> Ints:
+        """Place in ``classes`` of each row of the training split."""
+        return np.searchsorted(self.classes, self.training_labels)
+
+    @property
+    def label_sets(self) -> NDArray[np.bool_]:
+        """Which labels each of ``classes`` carries: classes x labels."""
+        labels = sorted({label for name in self.classes for label in name.split("+")})
+        return np.array([[label in name.split("+") for label in labels] for name in self.classes])
+
     def rows_of(self, split: str) -> Ints:
         """Rows of one split."""
         return np.flatnonzero(np.array(self.splits) == split)

@@ -25,10 +25,14 @@ from damage_atlas.network import DamageNet, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment
 from damage_atlas.train.data import Pixels
+from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.losses import MNPairLoss, instance_loss
-from damage_atlas.train.sampling import BalancedBatches
+from damage_atlas.train.sampling import BalancedBatches, ExplicitTuples, hardest_first
 
 Ints = NDArray[np.int64]
+
+_CLASSES_EVERY = 100  # iterations between two looks for hard classes
+_CLASS_IMAGES = 32  # of each class, that its mean is taken of
 
 
 class Exchange(Protocol):
@@ -70,6 +74,7 @@ class TrainingState:
     iteration: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    class_means: Tensor | None = None  # C x D, of the iteration that hard classes were last looked for
 
 
 def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Adam:
@@ -88,6 +93,19 @@ def learning_rate(spec: TrainSpec, iteration: int) -> float:
     return spec.learning_rate * (1 + math.cos(math.pi * iteration / spec.iterations)) / 2
 
 
+def make_batches(codes: Ints, spec: TrainSpec) -> BalancedBatches | ExplicitTuples:
+    """The sampler that ``train.sampler`` names, for images of these class codes.
+
+    Raises:
+        InputError: it cannot make a batch.
+    """
+    if spec.sampler == "balanced":
+        return BalancedBatches(codes, spec.batch_size, spec.seed)
+    classes = len(np.unique(codes))
+    m = spec.m or (2 if spec.loss == "n_pair" else classes)
+    return ExplicitTuples(codes, spec.batch_size, spec.seed, m=m, n=spec.n or classes, shards=spec.shards)
+
+
 class Trainer:
     """Runs iterations on this worker's shards.
 
@@ -95,11 +113,22 @@ class Trainer:
         state: network and optimizer; the network's device decides where the work is done.
         pixels: of the training images.
         rows: the training split's rows of ``pixels``.
-        codes: class code of each of these rows.
+        codes: class code of each of these rows, from 0 on without gaps.
+        label_sets: which labels each class carries, classes x labels; used by ``train.multi_label``.
+
+    Raises:
+        InputError: ``train.sampler`` cannot make a batch.
     """
 
     def __init__(
-        self, state: TrainingState, pixels: Pixels, rows: Ints, codes: Ints, spec: TrainSpec, exchange: Exchange
+        self,
+        state: TrainingState,
+        pixels: Pixels,
+        rows: Ints,
+        codes: Ints,
+        spec: TrainSpec,
+        exchange: Exchange,
+        label_sets: NDArray[np.bool_],
     ) -> None:
         self.state, self.pixels, self.rows, self.codes, self.spec, self.exchange = (
             state,
@@ -112,13 +141,19 @@ class Trainer:
         self.device = next(state.network.parameters()).device
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.dtype = resolve_precision(spec.precision, self.device)
-        self.batches = BalancedBatches(codes, spec.batch_size, spec.seed)
-        self.criterion = MNPairLoss(spec.temperature, spec.positive_weight, spec.loss)
+        self.batches = make_batches(codes, spec)
+        self.criterion = MNPairLoss(
+            spec.temperature, spec.positive_weight, spec.loss, spec.m, spec.n, spec.hard_negatives
+        )
+        self.label_sets = torch.as_tensor(label_sets, device=self.device)
+        pairs = self.batches.pairs
+        self.pairs = None if pairs is None else tuple(torch.as_tensor(places, device=self.device) for places in pairs)
+        self._order_classes()
         each = spec.shards // exchange.workers
         self.shards = range(exchange.rank * each, (exchange.rank + 1) * each)
-        self.shard_size = spec.batch_size // spec.shards
+        self.shard_size = self.batches.batch_size // spec.shards
         # Of each shard, the first so many pictures are shown twice, changed differently each time.
-        self.second_views = spec.instance_images // spec.shards if spec.instance_weight else 0
+        self.second_views = min(spec.instance_images // spec.shards, self.shard_size) if spec.instance_weight else 0
 
     def run(self, until: int, on_iteration: Callable[[TrainingState], None]) -> None:
         """Run iterations up to ``until``; the next batch is decoded and augmented while one is computed."""
@@ -133,13 +168,36 @@ class Trainer:
             upcoming: Future[list[Tensor]] | None = None
             while self.state.iteration < until:
                 started = time.monotonic()
+                if self._looks_for_classes(self.state.iteration):
+                    self._take_class_means()
                 inputs = upcoming.result() if upcoming else self._load(self.state.iteration)
-                if self.state.iteration + 1 < until:
-                    upcoming = loader.submit(self._load, self.state.iteration + 1)
+                following = self.state.iteration + 1
+                # What a batch holds is known ahead, unless the network has to be asked first.
+                may_load = following < until and not self._looks_for_classes(following)
+                upcoming = loader.submit(self._load, following) if may_load else None
                 row = self._step(inputs, pool)
                 self.state.seconds += time.monotonic() - started
                 self.state.history.append(row | {"seconds": self.state.seconds})
                 on_iteration(self.state)
+
+    def _looks_for_classes(self, iteration: int) -> bool:
+        return self.spec.hard_classes and iteration % _CLASSES_EVERY == 0
+
+    def _take_class_means(self) -> None:
+        """Mean embeddings of the classes as the network has them now; those of the first worker count for all."""
+        means_CD = torch.zeros(len(self.label_sets), self.spec.embedding_size, device=self.device)
+        if self.exchange.rank == 0:
+            self.state.network.eval()
+            for code in range(len(means_CD)):
+                rows = np.random.default_rng([self.spec.seed, code]).permutation(self.rows[self.codes == code])
+                vectors = embed_rows(self.state.network, self.pixels, rows[:_CLASS_IMAGES], self.spec)
+                means_CD[code] = torch.as_tensor(vectors.mean(axis=0))
+        self.state.class_means = self.exchange.add(means_CD)
+        self._order_classes()
+
+    def _order_classes(self) -> None:
+        if isinstance(self.batches, ExplicitTuples) and self.state.class_means is not None:
+            self.batches.class_order = hardest_first(self.state.class_means.cpu().numpy())
 
     def _load(self, iteration: int) -> list[Tensor]:
         batch = self.batches[iteration]
@@ -181,7 +239,7 @@ class Trainer:
         labels = torch.as_tensor(self.codes[batch], device=self.device)
         shards = gathered.view(spec.shards, self.shard_size + self.second_views, -1)
         first = shards[:, : self.shard_size].flatten(0, 1)
-        loss = self.criterion(first, labels)
+        loss = self.criterion(first, self.label_sets[labels] if spec.multi_label else labels, self.pairs)
         if self.second_views:
             twice, second = shards[:, : self.second_views].flatten(0, 1), shards[:, self.shard_size :].flatten(0, 1)
             loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature)
@@ -204,7 +262,7 @@ class Trainer:
         positive, negative = _mean_cosines(first.detach(), labels)
         return {
             "iteration": state.iteration,
-            "images_seen": state.iteration * (spec.batch_size + self.second_views * spec.shards),
+            "images_seen": state.iteration * (self.batches.batch_size + self.second_views * spec.shards),
             "loss": float(loss.detach()),
             "positive_cosine": positive,
             "negative_cosine": negative,

@@ -210,13 +210,15 @@ def _all_pairs(labels: Tensor, other_labels: Tensor, with_themselves: bool) -> t
 def _named_pairs(
     like_BR: Tensor, indices_tuple: tuple[Tensor, ...], labels: Tensor | None, other_labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same for pairs that somebody chose; who is a positive is theirs to say, but not how much of one."""
+    """The same for pairs that somebody chose; where images carry several labels, these say how much a pair counts."""
     anchors, positives, negative_anchors, negatives = convert_to_pairs(indices_tuple, labels)
     positive_BR, negative_BR = torch.zeros_like(like_BR), torch.zeros_like(like_BR)
     positive_BR[anchors, positives] = 1.0
     negative_BR[negative_anchors, negatives] = 1.0
     if labels is not None and other_labels is not None and labels.ndim == 2:
-        positive_BR *= jaccard_index(labels, other_labels).to(like_BR.dtype)
+        likeness_BR = jaccard_index(labels, other_labels)
+        positive_BR *= likeness_BR.to(like_BR.dtype)
+        negative_BR *= likeness_BR == 0
     return positive_BR, negative_BR
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from damage_atlas.errors import InputError
+from damage_atlas.images import Limits
+from damage_atlas.network import DamageNet
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
-from damage_atlas.store import Store, start_run
-from damage_atlas.train.loop import learning_rate
+from damage_atlas.store import Run, Store, start_run
+from damage_atlas.train import labelled_images, loop, train_model
+from damage_atlas.train.data import Pixels
+from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, learning_rate, make_optimizer
 from tests.support.small_archive import make_labelled
 
 
@@ -39,3 +47,126 @@ def test_a_training_that_diverges_says_so_and_registers_nothing(tmp_path: Path) 
     assert not list(store.list("models/m/promotions"))
     again = start_run(store, images=run.spec.images, **asked)  # type: ignore[arg-type]
     assert again.key != run.key, "what was refused is not continued"
+
+
+def training_run(folder: Path, images: Path, *assignments: str) -> Run:
+    small = ["train.input_size=32", "train.iterations=12", "train.batch_size=24", "train.checkpoint_every=5"]
+    settings = with_overrides(Settings(), [*small, "train.precision=float32", *assignments])
+    run = start_run(Store(folder), images=str(images), kind="train", archive="a", model="m", settings=settings)
+    run_stage(run, "catalog")
+    return run
+
+
+def weights(run: Run) -> str:
+    return run.artifact("train").outputs["model.safetensors"].sha256
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labelled(tmp_path_factory.mktemp("images") / "images", each=8)
+
+
+class Rank:
+    """Two exchanges for two threads: each waits for the other's tensor."""
+
+    workers = 2
+
+    def __init__(self, rank: int, slots: list[Tensor], barrier: threading.Barrier) -> None:
+        self.rank, self.slots, self.barrier = rank, slots, barrier
+
+    def _both(self, tensor: Tensor) -> list[Tensor]:
+        self.slots[self.rank] = tensor
+        self.barrier.wait(timeout=60)
+        both = list(self.slots)
+        self.barrier.wait(timeout=60)
+        return both
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return torch.cat(self._both(tensor))
+
+    def add(self, tensor: Tensor) -> Tensor:
+        first, second = self._both(tensor)
+        return first + second
+
+
+HARD_TUPLES = ("train.sampler=tuples", "train.n=2", "train.hard_classes=true")
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        pytest.param(("train.sampler=tuples", "train.instance_weight=1", "train.instance_images=24"), id="tuples"),
+        pytest.param(("train.sampler=tuples", "train.loss=n_pair"), id="tuples of N-pair"),
+        pytest.param(HARD_TUPLES, id="hard tuples"),
+        pytest.param(("train.loss=supcon", "train.hard_negatives=1", "train.multi_label=true"), id="balanced"),
+    ],
+)
+def test_two_workers_make_the_bits_of_one(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, assignments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(loop, "_CLASSES_EVERY", 4)
+    run = training_run(tmp_path, images, *assignments)
+    slots, barrier = [torch.empty(0)] * 2, threading.Barrier(2)
+    ranks = [Rank(0, slots, barrier), Rank(1, slots, barrier)]
+    with ExitStack() as stack:
+        alone, first, second = (trainer(run, exchange, stack) for exchange in (Alone(), *ranks))
+        alone.run(12, lambda _: None)
+        other = threading.Thread(target=second.run, args=(12, lambda _: None))
+        other.start()
+        first.run(12, lambda _: None)
+        other.join()
+    for worker in (first, second):
+        for mine, wanted in zip(worker.parameters, alone.parameters, strict=True):
+            assert torch.equal(mine, wanted)
+
+
+def trainer(run: Run, exchange: Exchange, stack: ExitStack) -> Trainer:
+    spec, found = run.spec.settings.train, labelled_images(run)
+    pixels = stack.enter_context(Pixels(found, run.spec.images, spec.input_size, Limits.of(run.spec.settings.catalog)))
+    torch.manual_seed(0)
+    network = DamageNet(spec.input_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = TrainingState(network, make_optimizer(network, spec))
+    return Trainer(state, pixels, found.training_rows, found.training_codes, spec, exchange, found.label_sets)
+
+
+def test_hard_classes_are_the_same_after_a_stop(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint at iteration 5 lies between two looks for hard classes, at 4 and 8."""
+    monkeypatch.setattr(loop, "_CLASSES_EVERY", 4)
+    undisturbed, stopped = (training_run(tmp_path / name, images, *HARD_TUPLES) for name in ("one", "two"))
+    train_model(undisturbed)
+
+    def stop(state: TrainingState) -> None:
+        if state.iteration == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_model(stopped, stop)
+    train_model(stopped)
+    assert weights(stopped) == weights(undisturbed)
+
+
+def test_hard_classes_change_what_is_learnt(tmp_path: Path, images: Path) -> None:
+    hard, drawn = (training_run(tmp_path / name, images, *HARD_TUPLES[:count]) for name, count in (("h", 3), ("d", 2)))
+    assert len({train_model(run).outputs["model.safetensors"].sha256 for run in (hard, drawn)}) == 2
+
+
+def test_tuples_count_the_images_they_show(tmp_path: Path, images: Path) -> None:
+    run = training_run(tmp_path, images, "train.sampler=tuples")
+    # Three classes: M + N - 1 = 5 images a tuple, two whole tuples in each of two shards of 12.
+    assert train_model(run).facts["images_seen"] == 12 * 20
+
+
+def test_tuples_that_do_not_fit_are_refused_before_training(tmp_path: Path, images: Path) -> None:
+    run = training_run(tmp_path, images, "train.sampler=tuples", "train.m=40")
+    with pytest.raises(InputError, match=r"takes 42 images, a shard has 12"):
+        run_stage(run, "train")
+
+
+def test_a_mix_of_labels_is_a_class_of_its_own_unless_asked(tmp_path: Path) -> None:
+    folder = make_labelled(tmp_path / "images", each=6)
+    (folder / "dots").rename(folder / "across+down")
+    mixed, shared = (training_run(tmp_path / name, folder, f"train.multi_label={name}") for name in ("false", "true"))
+    found = labelled_images(shared)
+    assert found.classes == ["across", "across+down", "down"]
+    assert found.label_sets.tolist() == [[True, False], [True, True], [False, True]]
+    assert len({train_model(run).outputs["model.safetensors"].sha256 for run in (mixed, shared)}) == 2
