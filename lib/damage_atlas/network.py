@@ -1,66 +1,77 @@
-"""The network of Table 3: four convolutions, two fully connected layers, an embedding of unit length.
+"""Networks: Table 3 of the paper and its variants, an MLP-Mixer, a backbone of the user's own.
 
-Axes: B images, C channels, H x W pixels, K units of FC1, D embedding dimensions.
+All of them make feature maps; a head that they share (FC1, ReLU, FC2) makes an embedding of unit length of these.
+
+Axes: B images, C channels, M feature maps, H x W pixels or places, K units of FC1, D embedding dimensions.
 """
 
 from __future__ import annotations
 
+import importlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from damage_atlas.errors import ContractError
+from damage_atlas.errors import ContractError, InputError
+
+Pooling = Literal["flatten", "average"]
 
 CHANNELS = (8, 32, 64, 128)
 REDUCTION_UNITS = 128  # FC1, the reduction layer of equation (6)
 _PIXEL_MEAN, _PIXEL_SPREAD = 127.5, 63.75
 
+_PATCH = 16  # of the Mixer, pixels; the sizes below keep it at half of Table 3's multiplications
+_MIXER_BLOCKS, _MIXER_CHANNELS, _PLACE_UNITS, _CHANNEL_UNITS = 4, 128, 64, 256
 
-class DamageNet(nn.Module):
-    """Table 3: conv 3x3 (8, 32, 64, 128 channels), ReLU each, 2x2 max-pool after the first three, FC1, ReLU, FC2.
 
-    No batch normalisation, no skip connection. 6,650,704 parameters at 160 pixels and 16 dimensions.
+class EmbeddingNet(nn.Module):
+    """What all networks share; a network implements ``features`` and ends its construction with ``_add_head``.
 
     Args:
-        input_size: side of the square input, pixels; each of three poolings halves it, rounding down.
+        input_size: side of the square input, pixels.
         embedding_size: D.
         standardize: whether ``prepare`` takes each picture's own brightness and contrast out.
+        pooling: what FC1 sees of the feature maps: every place (``flatten``), or their means (``average``).
     """
 
-    def __init__(self, input_size: int = 160, embedding_size: int = 16, standardize: bool = False) -> None:
+    def __init__(self, input_size: int, embedding_size: int, standardize: bool, pooling: Pooling) -> None:
         super().__init__()
-        self.standardize = standardize
         self.input_size = input_size
         self.embedding_size = embedding_size
-        first, second, third, fourth = CHANNELS
-        self.conv1 = nn.Conv2d(3, first, 3, padding=1)
-        self.conv2 = nn.Conv2d(first, second, 3, padding=1)
-        self.conv3 = nn.Conv2d(second, third, 3, padding=1)
-        self.conv4 = nn.Conv2d(third, fourth, 3, padding=1)
-        self.fc1 = nn.Linear(fourth * (input_size // 8) ** 2, REDUCTION_UNITS)
-        self.fc2 = nn.Linear(REDUCTION_UNITS, embedding_size)
+        self.standardize = standardize
+        self.pooling = pooling
+
+    def _add_head(self, maps: int, height: int, width: int) -> None:
+        places = height * width if self.pooling == "flatten" else 1
+        self.fc1 = nn.Linear(maps * places, REDUCTION_UNITS)
+        self.fc2 = nn.Linear(REDUCTION_UNITS, self.embedding_size)
 
     def prepare(self, pixels_BHWC: np.ndarray | Tensor) -> Tensor:
         """Preprocessed pixels (uint8, B x H x W x 3) as this network's input (float32, B x 3 x H x W)."""
         return to_input(pixels_BHWC, self.standardize)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Relu4, the feature layer of equation (7): B x 128 x H/8 x W/8."""
-        maps = functional.max_pool2d(functional.relu(self.conv1(images_BCHW)), 2)
-        maps = functional.max_pool2d(functional.relu(self.conv2(maps)), 2)
-        maps = functional.max_pool2d(functional.relu(self.conv3(maps)), 2)
-        return functional.relu(self.conv4(maps))
+        """The feature layer of equation (7): B x M x H x W."""
+        raise NotImplementedError
 
-    def reduction(self, features_BCHW: Tensor) -> Tensor:
+    def reduction(self, features_BMHW: Tensor) -> Tensor:
         """FC1 before its ReLU, U of equation (6): B x K."""
+        if self.pooling == "average":
+            return self.fc1(features_BMHW.mean(dim=(2, 3)))
         # contiguous(): a channels-last map would flatten in another order than FC1's weights have.
-        return self.fc1(features_BCHW.contiguous().flatten(1))
+        return self.fc1(features_BMHW.contiguous().flatten(1))
+
+    def reduction_weights(self, height: int, width: int) -> Tensor:
+        """FC1 as a linear map of the feature maps: K x M x H x W, so that U = sum over m, x, y of W A + b."""
+        if self.pooling == "average":
+            return (self.fc1.weight / (height * width))[:, :, None, None].expand(-1, -1, height, width)
+        return self.fc1.weight.view(REDUCTION_UNITS, -1, height, width)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings of unit length: B x D."""
@@ -68,15 +79,164 @@ class DamageNet(nn.Module):
         return functional.normalize(self.fc2(units).float(), dim=1)
 
 
-def build_network(kind: str = "table3", **arguments: Any) -> DamageNet:
+class DamageNet(EmbeddingNet):
+    """Table 3: conv 3x3 (8, 32, 64, 128 channels), ReLU each, 2x2 max-pool after the first three, FC1, ReLU, FC2.
+
+    No batch normalisation, no skip connection. 6,650,704 parameters at 160 pixels and 16 dimensions; 113,488 at any
+    size with ``pooling="average"``, which is not the paper's. Each of the three poolings halves the side, rounding
+    down.
+
+    Args: those of `EmbeddingNet`.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 160,
+        embedding_size: int = 16,
+        standardize: bool = False,
+        pooling: Pooling = "flatten",
+    ) -> None:
+        super().__init__(input_size, embedding_size, standardize, pooling)
+        first, second, third, fourth = CHANNELS
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1)
+        self.conv2 = nn.Conv2d(first, second, 3, padding=1)
+        self.conv3 = nn.Conv2d(second, third, 3, padding=1)
+        self.conv4 = nn.Conv2d(third, fourth, 3, padding=1)
+        self._add_head(fourth, input_size // 8, input_size // 8)
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Relu4: B x 128 x H/8 x W/8."""
+        maps = functional.max_pool2d(functional.relu(self.conv1(images_BCHW)), 2)
+        maps = functional.max_pool2d(functional.relu(self.conv2(maps)), 2)
+        maps = functional.max_pool2d(functional.relu(self.conv3(maps)), 2)
+        return functional.relu(self.conv4(maps))
+
+
+class MixerNet(EmbeddingNet):
+    """An MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601): the paper's future work, "MLP-based network".
+
+    Patches of 16 x 16 pixels; each block mixes first places, then channels. What is left of the picture at the right
+    and below, when the side is no multiple of the patch, is not looked at.
+
+    Args: those of `EmbeddingNet`.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 160,
+        embedding_size: int = 16,
+        standardize: bool = False,
+        pooling: Pooling = "flatten",
+    ) -> None:
+        super().__init__(input_size, embedding_size, standardize, pooling)
+        self.side = input_size // _PATCH
+        self.patches = nn.Conv2d(3, _MIXER_CHANNELS, _PATCH, stride=_PATCH)
+        self.blocks = nn.Sequential(*(_MixerBlock(self.side**2) for _ in range(_MIXER_BLOCKS)))
+        self.norm = nn.LayerNorm(_MIXER_CHANNELS)
+        self._add_head(_MIXER_CHANNELS, self.side, self.side)
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """The last block's output, normalised, as maps: B x 128 x H/16 x W/16."""
+        tokens = self.patches(images_BCHW).flatten(2).transpose(1, 2)
+        return self.norm(self.blocks(tokens)).transpose(1, 2).unflatten(2, (self.side, self.side))
+
+
+class _MixerBlock(nn.Module):
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.place_norm = nn.LayerNorm(_MIXER_CHANNELS)
+        self.mix_places = nn.Sequential(nn.Linear(places, _PLACE_UNITS), nn.GELU(), nn.Linear(_PLACE_UNITS, places))
+        self.channel_norm = nn.LayerNorm(_MIXER_CHANNELS)
+        self.mix_channels = nn.Sequential(
+            nn.Linear(_MIXER_CHANNELS, _CHANNEL_UNITS), nn.GELU(), nn.Linear(_CHANNEL_UNITS, _MIXER_CHANNELS)
+        )
+
+    def forward(self, tokens_BPC: Tensor) -> Tensor:
+        tokens_BPC = tokens_BPC + self.mix_places(self.place_norm(tokens_BPC).transpose(1, 2)).transpose(1, 2)
+        return tokens_BPC + self.mix_channels(self.channel_norm(tokens_BPC))
+
+
+class CustomNet(EmbeddingNet):
+    """The head on a backbone of the user's own.
+
+    The backbone stays in evaluation mode while it is trained: batches are cut into shards, whose own statistics
+    would depend on how many there are, and dropout would make a resumed run another one.
+
+    Args:
+        module: ``package.module:Class``, a ``torch.nn.Module`` that makes feature maps (B x M x H x W) of images
+            (B x 3 x H x W); it must be installed wherever the model is used.
+        arguments: of the class.
+        input_size, embedding_size, standardize, pooling: those of `EmbeddingNet`.
+
+    Raises:
+        InputError: the class cannot be imported or built, or does not make feature maps.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Mapping[str, Any] | None = None,
+        input_size: int = 160,
+        embedding_size: int = 16,
+        standardize: bool = False,
+        pooling: Pooling = "flatten",
+    ) -> None:
+        super().__init__(input_size, embedding_size, standardize, pooling)
+        self.backbone = _build_backbone(module, arguments or {}).eval()
+        try:
+            with torch.no_grad():
+                maps = self.backbone(torch.zeros(1, 3, input_size, input_size))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"{module} fails on an image of {input_size} pixels: {_one_line(error)}") from error
+        if not isinstance(maps, Tensor) or maps.ndim != 4:
+            found = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise InputError(
+                f"{module} makes {found} of one image; a backbone makes feature maps, (1, maps, height, width): leave "
+                "out its last pooling and what comes after."
+            )
+        self._add_head(*maps.shape[1:])
+
+    def train(self, mode: bool = True) -> CustomNet:
+        """As torch's, for the head alone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """The backbone's feature maps: B x M x H x W."""
+        return self.backbone(images_BCHW)
+
+
+def _build_backbone(path: str, arguments: Mapping[str, Any]) -> nn.Module:
+    module, _, name = path.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be imported ({_one_line(error)}). Name it as package.module:Class, and install the "
+            "package wherever the model is used."
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise InputError(f"{path} is no class of torch modules.")
+    try:
+        return kind(**arguments)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be built with {dict(arguments)}: {_one_line(error)}") from error
+
+
+_NETWORKS: dict[str, type[EmbeddingNet]] = {"table3": DamageNet, "mixer": MixerNet, "custom": CustomNet}
+
+
+def build_network(kind: str = "table3", **arguments: Any) -> EmbeddingNet:
     """The network a model card names.
 
     Raises:
         ValueError: an unknown kind.
+        InputError: a backbone that is not there, or is none.
     """
-    if kind != "table3":
-        raise ValueError(f"network {kind!r} is not known; table3 is")
-    return DamageNet(**arguments)
+    if kind not in _NETWORKS:
+        raise ValueError(f"network {kind!r} is not known; {', '.join(_NETWORKS)} are")
+    return _NETWORKS[kind](**arguments)
 
 
 def to_input(pixels_BHWC: np.ndarray | Tensor, standardize: bool = False) -> Tensor:
@@ -126,7 +286,7 @@ def fixed_threads(threads: int) -> Iterator[None]:
 
 @torch.inference_mode()
 def embed_pixels(
-    network: DamageNet, pixels_BHWC: np.ndarray, batch_size: int, dtype: torch.dtype = torch.float32
+    network: EmbeddingNet, pixels_BHWC: np.ndarray, batch_size: int, dtype: torch.dtype = torch.float32
 ) -> np.ndarray:
     """Embeddings (B x D, float32) of preprocessed pixels, in batches padded to ``batch_size``.
 
@@ -145,11 +305,12 @@ def embed_pixels(
     return vectors
 
 
-def load_network(weights: bytes, arguments: dict[str, Any], device: torch.device | str = "cpu") -> DamageNet:
+def load_network(weights: bytes, arguments: dict[str, Any], device: torch.device | str = "cpu") -> EmbeddingNet:
     """A network from safetensors weights and its card's arguments, ready to embed, channels-last.
 
     Raises:
         ContractError: weights and card do not fit each other.
+        InputError: the card names a backbone that is not there.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -158,8 +319,10 @@ def load_network(weights: bytes, arguments: dict[str, Any], device: torch.device
         network = build_network(**arguments)
         network.load_state_dict(load(weights))
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise ContractError(
-            f"the model's weights do not fit its card ({' '.join(str(error).split())[:200]}). Train it again."
-        ) from error
+        raise ContractError(f"the model's weights do not fit its card ({_one_line(error)}). Train it again.") from error
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

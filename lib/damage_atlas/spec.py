@@ -75,6 +75,12 @@ class TrainSpec(Document):
     brightness: float = Field(0.2, ge=0)  # not the paper's: spread of exposure between cameras
     crop_side: float = Field(1.0, gt=0, le=1)  # not the paper's: smallest side of a random crop, as a share; 1: none
     shift: float = Field(0.0, ge=0, le=0.5)  # how far a crop may reach over the edge, as a share of the side
+    network: Literal["table3", "mixer", "custom"] = "table3"
+    pooling: Literal["flatten", "average"] = "flatten"  # what FC1 sees of the feature maps; average is not the paper's
+    # A backbone of one's own, for network: custom. It is imported, so run only settings of people you trust.
+    module: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")  # package.module:Class
+    module_arguments: dict[str, Any] = Field(default_factory=dict)
+    module_weights: str | None = None  # safetensors file, on every machine that trains; null: as the class draws them
     input_size: int = Field(160, ge=32, le=2048)
     embedding_size: int = Field(16, ge=2, le=4096)
     standardize: bool = False  # take each picture's own brightness and contrast out; not the paper's
@@ -99,6 +105,14 @@ class TrainSpec(Document):
             )
         if self.shards % self.workers:
             raise ValueError(f"shards ({self.shards}) must be a multiple of workers ({self.workers})")
+        return self
+
+    @model_validator(mode="after")
+    def _module_is_for_custom(self) -> TrainSpec:
+        if (self.network == "custom") != (self.module is not None):
+            raise ValueError("network: custom and module, package.module:Class, go together")
+        if self.module is None and (self.module_arguments or self.module_weights):
+            raise ValueError("module_arguments and module_weights need a module")
         return self
 
     @model_validator(mode="after")

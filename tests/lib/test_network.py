@@ -3,8 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
-from damage_atlas.network import DamageNet, build_network, embed_pixels, to_input
+from damage_atlas.errors import ContractError, InputError
+from damage_atlas.network import CustomNet, DamageNet, build_network, embed_pixels, load_network, to_input
+
+SMALL = "tests.support.backbone:SmallBackbone"
+KINDS = [
+    {"kind": "table3"},
+    {"kind": "table3", "pooling": "average"},
+    {"kind": "mixer"},
+    {"kind": "mixer", "pooling": "average"},
+    {"kind": "custom", "module": SMALL},
+    {"kind": "custom", "module": SMALL, "arguments": {"width": 9}, "pooling": "average"},
+]
 
 
 @pytest.mark.parametrize(
@@ -26,9 +38,31 @@ def test_layers_of_table_3() -> None:
     assert net.features(torch.zeros(1, 3, 160, 160)).shape == (1, 128, 20, 20)
 
 
-def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch() -> None:
+def test_average_pooling_leaves_the_size_out_of_the_weights() -> None:
+    assert {sum(p.numel() for p in DamageNet(size, pooling="average").parameters()) for size in (128, 200)} == {113_488}
+
+
+@pytest.mark.parametrize("arguments", KINDS, ids=str)
+@pytest.mark.parametrize(("size", "dimensions"), [(128, 8), (144, 16), (160, 32), (180, 16), (200, 8)])
+def test_sizes_of_the_ablations(arguments: dict[str, object], size: int, dimensions: int) -> None:
+    net = build_network(**arguments, input_size=size, embedding_size=dimensions)  # type: ignore[arg-type]
+    vectors = net(torch.zeros(2, 3, size, size))
+    assert vectors.shape == (2, dimensions) and torch.allclose(vectors.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("arguments", KINDS, ids=str)
+def test_reduction_is_linear_in_the_feature_maps(arguments: dict[str, object]) -> None:
+    net = build_network(**arguments, input_size=64).double().eval()  # type: ignore[arg-type]
+    features = net.features(torch.randn(2, 3, 64, 64, dtype=torch.float64))
+    weights = net.reduction_weights(*features.shape[2:])
+    units = torch.einsum("kmxy,bmxy->bk", weights, features) + net.fc1.bias
+    assert torch.allclose(units, net.reduction(features), rtol=1e-10)
+
+
+@pytest.mark.parametrize("arguments", KINDS, ids=str)
+def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(arguments: dict[str, object]) -> None:
     torch.manual_seed(0)
-    net = DamageNet(32).eval()
+    net = build_network(**arguments, input_size=32).eval()  # type: ignore[arg-type]
     pixels = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), dtype=np.uint8)
     vectors = embed_pixels(net, pixels, 8)
     assert vectors.shape == (21, 16) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -36,13 +70,49 @@ def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch() -> None:
     assert embed_pixels(net, pixels[:0], 8).shape == (0, 16)
 
 
-def test_channels_last_changes_nothing() -> None:
+@pytest.mark.parametrize("arguments", KINDS, ids=str)
+def test_channels_last_changes_nothing(arguments: dict[str, object]) -> None:
     torch.manual_seed(0)
-    net = DamageNet(32)
+    net = build_network(**arguments, input_size=32)  # type: ignore[arg-type]
     images = to_input(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
     plain = net(images.contiguous())
     fast = net.to(memory_format=torch.channels_last)(images)
     assert torch.allclose(plain, fast, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", KINDS, ids=str)
+def test_a_card_and_weights_make_the_network_again(arguments: dict[str, object]) -> None:
+    card = {**arguments, "input_size": 48, "embedding_size": 8}
+    net = build_network(**card).eval()  # type: ignore[arg-type]
+    again = load_network(save(net.state_dict()), card)
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.allclose(net(images), again(images), atol=1e-6)
+    with pytest.raises(ContractError, match="do not fit"):
+        load_network(save(net.state_dict()), card | {"embedding_size": 9})
+
+
+def test_a_backbone_is_trained_without_drops_or_statistics_of_its_own() -> None:
+    net = CustomNet(SMALL, input_size=32).train()
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(net(images), net(images)), "dropout is off"
+    assert torch.equal(net.state_dict()["backbone.norm.running_mean"], torch.zeros(6)), "nothing was added up"
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"module": "no_such_package:Net"}, "cannot be imported.*install the package"),
+        ({"module": "tests.support.backbone:Nothing"}, "cannot be imported"),
+        ({"module": "json:JSONDecoder"}, "no class of torch modules"),
+        ({"module": SMALL, "arguments": {"depth": 3}}, "cannot be built with"),
+        ({"module": SMALL, "input_size": 2}, "fails on an image of 2 pixels"),
+        ({"module": "tests.support.backbone:PooledBackbone"}, r"makes \(1, 6\) of one image; a backbone makes feature"),
+    ],
+)
+def test_backbones_that_cannot_be_used_say_why(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_network("custom", **arguments)
 
 
 def test_unknown_networks_are_refused() -> None:

@@ -7,7 +7,8 @@ weights W[k, m, x, y], so dy/dA[m, x, y] = 2 * sum over k of U_k W[k, m, x, y], 
 
     alpha_m = (2 / HW) * sum over k of U_k * (sum over x, y of W[k, m, x, y])
 
-exactly: one small matrix product a batch, no backward pass.
+exactly: one small matrix product a batch, no backward pass. Every network of ours ends in feature maps and FC1, so
+this holds for all of them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from damage_atlas.network import DamageNet
+from damage_atlas.network import EmbeddingNet
 
 Method = Literal["gradcam", "hirescam"]
 
 
 @torch.no_grad()
-def explain_batch(network: DamageNet, images_BCHW: Tensor, method: Method = "gradcam") -> Tensor:
-    """Raw maps at the feature layer's size (B x H x W; 20 x 20 at 160 pixels), at least 0.
+def explain_batch(network: EmbeddingNet, images_BCHW: Tensor, method: Method = "gradcam") -> Tensor:
+    """Raw maps at the feature layer's size (B x H x W; 20 x 20 at 160 pixels in Table 3), at least 0.
 
     Args:
         images_BCHW: the network's input (see ``network.to_input``).
@@ -36,12 +37,12 @@ def explain_batch(network: DamageNet, images_BCHW: Tensor, method: Method = "gra
 
 
 @torch.no_grad()
-def signed_maps(network: DamageNet, images_BCHW: Tensor, method: Method = "gradcam") -> Tensor:
+def signed_maps(network: EmbeddingNet, images_BCHW: Tensor, method: Method = "gradcam") -> Tensor:
     """The maps before the ReLU of equation (8)."""
     features = network.features(images_BCHW)
     units_BK = network.reduction(features)
     _, m, h, w = features.shape
-    weights_KMHW = network.fc1.weight.view(-1, m, h, w)
+    weights_KMHW = network.reduction_weights(h, w)
     if method == "gradcam":
         alpha_BM = 2 / (h * w) * (units_BK @ weights_KMHW.sum(dim=(2, 3)))
         return torch.einsum("bm,bmhw->bhw", alpha_BM, features)
@@ -50,7 +51,7 @@ def signed_maps(network: DamageNet, images_BCHW: Tensor, method: Method = "gradc
 
 
 @torch.no_grad()
-def deletion_scores(network: DamageNet, images_BCHW: Tensor, maps_BHW: Tensor, share: float = 0.2) -> Tensor:
+def deletion_scores(network: EmbeddingNet, images_BCHW: Tensor, maps_BHW: Tensor, share: float = 0.2) -> Tensor:
     """How much of the score goes when the hottest places are painted grey: 1 - y(painted) / y, one number an image.
 
     Compare it with ``share``: a map that picks places at random loses about that much.
@@ -66,5 +67,5 @@ def deletion_scores(network: DamageNet, images_BCHW: Tensor, maps_BHW: Tensor, s
     return 1 - after / before.clamp(min=1e-12)
 
 
-def _score(network: DamageNet, images_BCHW: Tensor) -> Tensor:
+def _score(network: EmbeddingNet, images_BCHW: Tensor) -> Tensor:
     return network.reduction(network.features(images_BCHW)).square().sum(dim=1)

@@ -1,6 +1,7 @@
 """Train: learn an embedding of damage from labelled images, and register it as a model version.
 
 data.py          the labelled images, decoded once
+start.py         the network that a training starts with
 sampling.py      class-balanced batches, or the paper's tuples
 augment.py       random erasing, crops, flips, brightness
 losses.py        the MN-pair loss and its relatives
@@ -21,7 +22,6 @@ import torch
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import ContractError
 from damage_atlas.images import Limits
-from damage_atlas.network import DamageNet
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
 from damage_atlas.train.checkpoints import load_checkpoint, save_checkpoint
@@ -29,6 +29,7 @@ from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, quick_knn_accuracy
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, make_batches, make_optimizer
 from damage_atlas.train.register import register_model
+from damage_atlas.train.start import new_network
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +77,7 @@ def train_rank(
     spec = run.spec.settings.train
     images = labelled_images(run)
 
-    # The generator is this function's own: nobody else's draws move the first weights.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        network = DamageNet(spec.input_size, spec.embedding_size, spec.standardize)
+    network = new_network(spec)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState(network, make_optimizer(network, spec))
     folder = f"models/{run.spec.model}/{run.spec.run_id}/checkpoints"

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damage_atlas.metrics import auprc, damage_scores, is_undamaged, knn_accuracy, recall_at_specificity
-from damage_atlas.network import DamageNet, embed_pixels, fixed_threads, resolve_precision
+from damage_atlas.network import EmbeddingNet, embed_pixels, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.data import LabelledImages, Pixels
 
@@ -17,7 +17,7 @@ _QUICK_IMAGES = 1000  # of each split: what an evaluation in mid-training looks 
 _ROWS_AT_ONCE = 512
 
 
-def embed_rows(network: DamageNet, pixels: Pixels, rows: Ints, spec: TrainSpec) -> Floats:
+def embed_rows(network: EmbeddingNet, pixels: Pixels, rows: Ints, spec: TrainSpec) -> Floats:
     """Embeddings of ``rows`` as the embed stage would make them: len(rows) x D."""
     dtype = resolve_precision(spec.precision, next(network.parameters()).device)
     with fixed_threads(spec.threads_per_shard):
@@ -28,7 +28,7 @@ def embed_rows(network: DamageNet, pixels: Pixels, rows: Ints, spec: TrainSpec) 
     return np.concatenate(parts) if parts else np.empty((0, network.embedding_size), np.float32)
 
 
-def quick_knn_accuracy(network: DamageNet, pixels: Pixels, images: LabelledImages, spec: TrainSpec) -> float:
+def quick_knn_accuracy(network: EmbeddingNet, pixels: Pixels, images: LabelledImages, spec: TrainSpec) -> float:
     """kNN accuracy, training images to held-out ones, on a fixed sample of each; NaN without held-out images."""
     rng = np.random.default_rng(spec.seed)
     reference = rng.permutation(images.training_rows)[:_QUICK_IMAGES]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from damage_atlas.errors import InputError
-from damage_atlas.network import DamageNet, fixed_threads, resolve_precision
+from damage_atlas.network import EmbeddingNet, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment
 from damage_atlas.train.data import Pixels
@@ -69,7 +69,7 @@ class Alone:
 class TrainingState:
     """All that a training run carries from one iteration to the next."""
 
-    network: DamageNet
+    network: EmbeddingNet
     optimizer: torch.optim.Optimizer
     iteration: int = 0
     seconds: float = 0.0
@@ -271,7 +271,8 @@ class Trainer:
 
     def _backward(self, embeddings: Tensor, gradient: Tensor) -> Tensor:
         # grad(), not backward(): shards on threads must not add into the same .grad in an order of their own.
-        parts = torch.autograd.grad(embeddings, self.parameters, gradient)
+        # A backbone may carry layers that its feature maps do not pass through: their gradients are 0.
+        parts = torch.autograd.grad(embeddings, self.parameters, gradient, materialize_grads=True)
         return torch.cat([part.flatten() for part in parts])
 
 

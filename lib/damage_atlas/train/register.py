@@ -17,6 +17,7 @@ from damage_atlas.store.runs import code_version, table_bytes, write_output
 from damage_atlas.train.data import LabelledImages
 from damage_atlas.train.evaluate import Floats, held_out_scores
 from damage_atlas.train.loop import TrainingState
+from damage_atlas.train.start import network_arguments
 
 
 def register_model(
@@ -51,12 +52,7 @@ def register_model(
     card = ModelCard(
         model=run.spec.model,
         version=run.spec.run_id,
-        network={
-            "kind": "table3",
-            "input_size": spec.input_size,
-            "embedding_size": spec.embedding_size,
-            "standardize": spec.standardize,
-        },
+        network=network_arguments(spec),
         preprocessing={"size": spec.input_size},
         classes=images.classes,
         parameters=sum(p.numel() for p in state.network.parameters()),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from damage_atlas.explain.gradcam import deletion_scores, explain_batch, signed_maps
-from damage_atlas.network import DamageNet
+from damage_atlas.network import DamageNet, EmbeddingNet, build_network
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def network(dtype: torch.dtype = torch.float32, size: int = 32) -> DamageNet:
     return DamageNet(size).to(dtype)
 
 
-def autograd_map(net: DamageNet, image: torch.Tensor) -> torch.Tensor:
+def autograd_map(net: EmbeddingNet, image: torch.Tensor) -> torch.Tensor:
     features = net.features(image[None]).detach().requires_grad_()
     score = net.reduction(features).square().sum()
     (gradient,) = torch.autograd.grad(score, features)
@@ -41,6 +41,24 @@ def test_closed_form_at_full_size() -> None:
     fast, slow = explain_batch(net, image)[0], autograd_map(net, image[0])
     assert fast.shape == (20, 20)
     assert float((fast - slow).norm() / slow.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kind": "table3", "pooling": "average"},
+        {"kind": "mixer"},
+        {"kind": "mixer", "pooling": "average"},
+        {"kind": "custom", "module": "tests.support.backbone:SmallBackbone"},
+    ],
+    ids=str,
+)
+def test_closed_form_holds_for_every_network(images: torch.Tensor, arguments: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    net = build_network(**arguments, input_size=32).double().eval()
+    for image, fast in zip(images.double(), explain_batch(net, images.double()), strict=True):
+        slow = autograd_map(net, image)
+        assert slow.norm() > 0 and float((fast - slow).norm() / slow.norm()) < 1e-10
 
 
 def test_equals_the_slow_version_in_float64(images: torch.Tensor) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from damage_atlas.errors import InputError
 from damage_atlas.images import Limits
-from damage_atlas.network import DamageNet
+from damage_atlas.network import DamageNet, load_network
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
-from damage_atlas.store import Run, Store, start_run
+from damage_atlas.store import Run, Store, load_model_card, start_run
 from damage_atlas.train import labelled_images, loop, train_model
 from damage_atlas.train.data import Pixels
+from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, learning_rate, make_optimizer
+from damage_atlas.train.start import new_network
+from tests.support.backbone import SmallBackbone
 from tests.support.small_archive import make_labelled
 
 
@@ -170,3 +177,46 @@ def test_a_mix_of_labels_is_a_class_of_its_own_unless_asked(tmp_path: Path) -> N
     assert found.classes == ["across", "across+down", "down"]
     assert found.label_sets.tolist() == [[True, False], [True, True], [False, True]]
     assert len({train_model(run).outputs["model.safetensors"].sha256 for run in (mixed, shared)}) == 2
+
+
+BACKBONE = ("train.network=custom", "train.module=tests.support.backbone:SmallBackbone")
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        pytest.param(("train.pooling=average",), id="average pooling"),
+        pytest.param(("train.network=mixer",), id="mixer"),
+        pytest.param((*BACKBONE, "train.module_arguments={width: 5}"), id="backbone"),
+    ],
+)
+def test_a_model_version_holds_the_network_that_was_trained(
+    tmp_path: Path, images: Path, assignments: tuple[str, ...]
+) -> None:
+    run = training_run(tmp_path, images, *assignments)
+    train_model(run)
+    card = load_model_card(run.store, "m", run.spec.run_id)
+    network = load_network(run.store.read(card.weights.key), card.network)
+    reference = pq.read_table(io.BytesIO(run.store.read(card.reference.key)))
+    found = labelled_images(run)
+    with Pixels(found, run.spec.images, 32, Limits.of(run.spec.settings.catalog)) as pixels:
+        vectors = embed_rows(network, pixels, np.arange(len(found)), run.spec.settings.train)
+    assert np.array_equal(vectors, np.stack(reference["vector"].to_numpy()))
+
+
+def test_a_backbone_starts_with_the_weights_of_a_file(tmp_path: Path, images: Path) -> None:
+    backbone = SmallBackbone()
+    file = tmp_path / "backbone.safetensors"
+    save_file(backbone.state_dict(), file)
+    spec = training_run(tmp_path / "store", images, *BACKBONE, f"train.module_weights={file}").spec.settings.train
+    assert torch.equal(new_network(spec).state_dict()["backbone.conv.weight"], backbone.conv.weight)
+
+
+@pytest.mark.parametrize("content", [None, b"not safetensors", save({"conv.weight": torch.zeros(1)})])
+def test_weights_that_are_none_of_the_backbone_s_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "backbone.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    spec = with_overrides(Settings(), [*BACKBONE, f"train.module_weights={file}"]).train
+    with pytest.raises(InputError, match=r"train\.module_weights: .*does not hold the weights of tests"):
+        new_network(spec)
