@@ -7,11 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score, roc_curve
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import (
+    adjusted_rand_score,
+    average_precision_score,
+    normalized_mutual_info_score,
+    recall_score,
+    roc_curve,
+)
 
 from damage_atlas.neighbours import Floats, exact_neighbours
 
 Strings = NDArray[np.str_]
+
+_QUERIES_AT_ONCE = 512
 
 # Words that, in a class name, say that nothing is wrong. The report states which classes were taken so.
 _UNDAMAGED = re.compile(
@@ -41,6 +50,62 @@ def knn_accuracy(
     if len(truth_Q) == 0 or len(labels_N) == 0:
         return float("nan")
     return float((knn_predict(reference_ND, labels_N, queries_QD, k) == np.asarray(truth_Q, dtype=str)).mean())
+
+
+def linear_accuracy(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, truth_Q: Sequence[str]) -> float:
+    """Share of queries that a logistic regression on the reference labels right; NaN without queries or a choice."""
+    if len(truth_Q) == 0 or len(set(labels_N)) < 2:
+        return float("nan")
+    classifier = LogisticRegression(max_iter=1000).fit(reference_ND, np.asarray(labels_N, dtype=str))
+    return float(classifier.score(queries_QD, np.asarray(truth_Q, dtype=str)))
+
+
+def class_recalls(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
+    """For each class of the truth, the share of its images that were predicted as such."""
+    names = sorted(set(truth))
+    recalls = recall_score(list(truth), list(predicted), labels=names, average=None)
+    return dict(zip(names, recalls.tolist(), strict=True))
+
+
+def retrieval_scores(
+    reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, truth_Q: Sequence[str]
+) -> dict[str, float]:
+    """What a search finds, each query among the reference images.
+
+    ``recall_at_1`` and ``recall_at_10``: share of queries with an image of their class among the nearest 1 or 10.
+    ``map_at_r``: with R reference images of the query's class, mean over the nearest R of the precision at each hit
+    (Musgrave et al. 2020, arXiv:2003.08505). Queries of a class without reference images are left out; NaN if all are.
+    """
+    # Here, because it loads torch, which whoever clusters or explains vectors may do without.
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from torch import Tensor, device, from_numpy
+
+    names, codes_N = np.unique(np.asarray(labels_N, dtype=str), return_inverse=True)
+    truth = np.asarray(truth_Q, dtype=str)
+    known = np.flatnonzero(np.isin(truth, names))
+    totals = {"recall_at_1": 0.0, "recall_at_10": 0.0, "map_at_r": 0.0}
+    if len(known) == 0:
+        return dict.fromkeys(totals, float("nan"))
+
+    def nearest(queries: Tensor, k: int, reference: Tensor, _: bool) -> tuple[Tensor, Tensor]:
+        near = exact_neighbours(reference.numpy(), k, queries.numpy())
+        return from_numpy(near.similarities_NK), from_numpy(near.ids_NK)
+
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision_at_r"),
+        k="max_bin_count",
+        device=device("cpu"),
+        knn_func=nearest,
+    )
+    # A few at a time: R is a class's size, and R neighbours of every query may not fit into memory.
+    for rows in np.array_split(known, -(-len(known) // _QUERIES_AT_ONCE)):
+        codes = np.searchsorted(names, truth[rows])
+        found = calculator.get_accuracy(queries_QD[rows], codes, reference_ND, codes_N)
+        ten = exact_neighbours(reference_ND, 10, queries_QD[rows]).ids_NK
+        totals["recall_at_1"] += found["precision_at_1"] * len(rows)
+        totals["recall_at_10"] += float((codes_N[ten] == codes[:, None]).any(axis=1).sum())
+        totals["map_at_r"] += found["mean_average_precision_at_r"] * len(rows)
+    return {name: total / len(known) for name, total in totals.items()}
 
 
 def damage_scores(

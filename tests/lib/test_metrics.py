@@ -8,14 +8,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from damage_atlas import metrics
 from damage_atlas.metrics import (
     agreement,
     auprc,
+    class_recalls,
     damage_scores,
     is_undamaged,
     knn_accuracy,
     knn_predict,
+    linear_accuracy,
     recall_at_specificity,
+    retrieval_scores,
 )
 
 
@@ -80,3 +84,39 @@ def test_words_for_undamaged(label: str) -> None:
 @pytest.mark.parametrize("label", ["crack", "nodule", "normality", "background_loss", "abnormal", "soundhole"])
 def test_words_that_only_look_like_it(label: str) -> None:
     assert is_undamaged(label) == (label == "background_loss")
+
+
+@pytest.mark.parametrize("at_once", [512, 7])
+def test_retrieval_is_counted_query_by_query(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_QUERIES_AT_ONCE", at_once)
+    labels, truth = ["a"] * 12 + ["b"] * 5 + ["c"] * 3, ["a", "b", "c", "d"] * 5
+    reference, queries = unit(20, 0), unit(20, 1)
+    ones, tens, precisions = [], [], []
+    for query, name in zip(queries, truth, strict=True):
+        if name not in labels:
+            continue
+        hits = [labels[i] == name for i in sorted(range(20), key=lambda i: -float(reference[i] @ query))]
+        r = labels.count(name)
+        ones.append(hits[0])
+        tens.append(any(hits[:10]))
+        precisions.append(sum(sum(hits[: i + 1]) / (i + 1) for i in range(r) if hits[i]) / r)
+    found = retrieval_scores(reference, labels, queries, truth)
+    wanted = {"recall_at_1": np.mean(ones), "recall_at_10": np.mean(tens), "map_at_r": np.mean(precisions)}
+    assert found == pytest.approx(wanted)
+
+
+def test_retrieval_of_classes_that_are_nowhere_has_no_score() -> None:
+    assert all(math.isnan(score) for score in retrieval_scores(unit(3, 0), ["a"] * 3, unit(2, 1), ["b", "b"]).values())
+    assert all(math.isnan(score) for score in retrieval_scores(unit(3, 0), ["a"] * 3, unit(0, 1), []).values())
+
+
+def test_a_linear_classifier_parts_what_a_plane_parts() -> None:
+    reference, queries = unit(200, 0), unit(50, 1)
+    labels, truth = (["up" if v[0] > 0 else "down" for v in vectors] for vectors in (reference, queries))
+    assert linear_accuracy(reference, labels, queries, truth) > 0.9
+    assert math.isnan(linear_accuracy(reference, ["up"] * 200, queries, truth))
+    assert math.isnan(linear_accuracy(reference, labels, queries[:0], []))
+
+
+def test_recall_of_each_class() -> None:
+    assert class_recalls(["a", "a", "b", "c"], ["a", "b", "b", "x"]) == {"a": 0.5, "b": 1.0, "c": 0.0}

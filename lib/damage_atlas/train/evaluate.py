@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from damage_atlas.metrics import auprc, damage_scores, is_undamaged, knn_accuracy, recall_at_specificity
+from damage_atlas.metrics import (
+    auprc,
+    class_recalls,
+    damage_scores,
+    is_undamaged,
+    knn_accuracy,
+    knn_predict,
+    linear_accuracy,
+    recall_at_specificity,
+    retrieval_scores,
+)
 from damage_atlas.network import EmbeddingNet, embed_pixels, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.data import LabelledImages, Pixels
@@ -45,18 +55,26 @@ def quick_knn_accuracy(network: EmbeddingNet, pixels: Pixels, images: LabelledIm
 def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, float]:
     """Scores on the held-out split, from all of both splits; without one, an empty dict.
 
-    ``damage_recall_at_95_specificity`` and ``damage_auprc`` are of damage against sound, where a class says
-    that it is sound.
+    ``recall:CLASS`` is that of the kNN prediction. ``damage_recall_at_95_specificity`` and ``damage_auprc`` are of
+    damage against sound, where a class says that it is sound. A score that is not defined, as of damage where all
+    that is held out is damaged, is left out.
     """
     train, test = images.training_rows, images.rows_of("test")
     if len(test) == 0:
         return {}
     truth = [images.labels[i] for i in test]
-    scores = {"knn_accuracy": knn_accuracy(vectors_ND[train], images.training_labels, vectors_ND[test], truth)}
+    both = vectors_ND[train], images.training_labels, vectors_ND[test]
+    predicted = knn_predict(*both)
+    scores = {
+        "knn_accuracy": float((predicted == np.asarray(truth)).mean()),
+        "linear_accuracy": linear_accuracy(*both, truth),
+        **retrieval_scores(*both, truth),
+        **{f"recall:{name}": recall for name, recall in class_recalls(truth, predicted.tolist()).items()},
+    }
     damaged = np.array([not is_undamaged(label) for label in images.labels])
     if 0 < damaged[train].sum() < len(train):
         damage = damage_scores(vectors_ND[train], damaged[train], vectors_ND[test])
         scores["damage_recall_at_95_specificity"] = recall_at_specificity(damaged[test], damage)
         scores["damage_auprc"] = auprc(damaged[test], damage)
         scores["damage_share"] = float(damaged[test].mean())
-    return scores
+    return {name: score for name, score in scores.items() if not np.isnan(score)}
