@@ -14,17 +14,17 @@ help: ## list the targets
 
 setup: .venv/ready ## the environment in .venv, every version locked (about 2 minutes, 2 GB)
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock pyproject.toml lib/airflow_ray_jobs/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable lib/airflow_ray_jobs
 	touch $@
 
 # What the lock names already stays as it is; delete its lines but torch's to take newer ones.
-lock: ## bring requirements.lock into line with pyproject.toml
+lock: ## bring requirements.lock into line with both pyproject.toml
 	@grep -v '^torch==' requirements.lock > requirements.lock.new
-	$(BIN)/uv pip compile pyproject.toml -c <(grep '^torch==' requirements.lock) --extra cpu --extra ray --extra airflow --extra dev --quiet \
+	$(BIN)/uv pip compile pyproject.toml lib/airflow_ray_jobs/pyproject.toml -c <(grep '^torch==' requirements.lock) --extra cpu --extra ray --extra airflow --extra dev --quiet \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock.new
 	@{ sed -n '/^#/p' requirements.lock; sed -e 's/+cpu//' -e '/^#/d' requirements.lock.new; } > requirements.lock.tmp
 	@mv requirements.lock.tmp requirements.lock && rm requirements.lock.new

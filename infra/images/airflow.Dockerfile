@@ -17,14 +17,16 @@ RUN useradd --uid 10001 --create-home atlas \
 # Dependencies first, against empty packages: a change of code does not install them again.
 WORKDIR /opt/damage-atlas/source
 COPY pyproject.toml requirements.lock infra/images/database-drivers.txt ./
-RUN mkdir -p lib/damage_atlas lib/airflow_ray_jobs workers \
-    && touch README.md lib/damage_atlas/__init__.py lib/airflow_ray_jobs/__init__.py workers/__init__.py \
-    && pip install -c requirements.lock -r database-drivers.txt '.[airflow]' \
-    && pip uninstall -y damage-atlas && rm -rf lib workers build
+COPY lib/airflow_ray_jobs/pyproject.toml lib/airflow_ray_jobs/
+RUN mkdir -p lib/damage_atlas workers \
+    && touch README.md lib/damage_atlas/__init__.py workers/__init__.py \
+    && touch lib/airflow_ray_jobs/README.md lib/airflow_ray_jobs/__init__.py \
+    && pip install -c requirements.lock -r database-drivers.txt '.[airflow]' ./lib/airflow_ray_jobs \
+    && pip uninstall -y damage-atlas airflow-ray-jobs && rm -rf lib workers build
 
 COPY lib lib
 COPY workers workers
-RUN pip install --no-deps . && rm -rf build
+RUN pip install --no-deps . ./lib/airflow_ray_jobs && rm -rf build
 COPY infra/images/ready.py /opt/damage-atlas/ready.py
 
 USER atlas

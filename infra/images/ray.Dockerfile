@@ -19,12 +19,12 @@ RUN apt-get update \
 # Dependencies first, against empty packages: a change of code does not install them again.
 WORKDIR /opt/damage-atlas/source
 COPY pyproject.toml requirements.lock ./
-RUN mkdir -p lib/damage_atlas lib/airflow_ray_jobs workers \
-    && touch README.md lib/damage_atlas/__init__.py lib/airflow_ray_jobs/__init__.py workers/__init__.py \
+RUN mkdir -p lib/damage_atlas workers \
+    && touch README.md lib/damage_atlas/__init__.py workers/__init__.py \
     && pip install -c requirements.lock '.[cpu,ray]' \
     && pip uninstall -y damage-atlas && rm -rf lib workers build
 
-COPY lib lib
+COPY lib/damage_atlas lib/damage_atlas
 COPY workers workers
 RUN pip install --no-deps . && rm -rf build
 COPY infra/images/ready.py /opt/damage-atlas/ready.py

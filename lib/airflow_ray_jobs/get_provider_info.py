@@ -8,7 +8,7 @@ from typing import Any
 def get_provider_info() -> dict[str, Any]:
     """The provider's record, in the format of Airflow's ``provider_info.schema.json``."""
     return {
-        "package-name": "damage-atlas",
+        "package-name": "airflow-ray-jobs",
         "name": "Ray Jobs",
         "description": "Runs Ray jobs as deferrable Airflow tasks through Ray's Jobs REST API.",
         "connection-types": [
