@@ -2,6 +2,7 @@
 
 from airflow_ray_jobs.hook import RayHook
 from airflow_ray_jobs.operator import RayJobOperator
+from airflow_ray_jobs.reaper_operator import RayReaperOperator
 from airflow_ray_jobs.trigger import RayJobTrigger
 
-__all__ = ["RayHook", "RayJobOperator", "RayJobTrigger"]
+__all__ = ["RayHook", "RayJobOperator", "RayJobTrigger", "RayReaperOperator"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseHook, BaseOperator, Context
+from airflow.sdk import BaseHook, BaseOperator, Context, Variable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
+
+from airflow_ray_jobs.status import CLEARED, GONE
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -22,10 +25,14 @@ __all__ = [
     "TaskDeferred",
     "TriggerEvent",
     "connection_for_trigger",
+    "instance_id",
     "recall",
     "remember",
+    "task_instance_state",
     "task_state",
 ]
+
+INSTANCE_VARIABLE = "airflow_ray_jobs_instance"
 
 
 async def connection_for_trigger(conn_id: str) -> Connection:
@@ -49,21 +56,35 @@ def recall(context: Context, key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-async def task_state(task_instance: Any) -> str | None:
-    """State of a trigger's task instance as the database has it now; None while it is being cleared.
+def instance_id() -> str:
+    """Id of this Airflow: what its Variable ``airflow_ray_jobs_instance`` says, which is made at first use.
 
-    ``task_instance`` is the record that the triggerer gives to a trigger.
+    It lives in Airflow's database, so all components and restarts share it and no other Airflow has it. A copy of
+    the database does: delete the Variable in the copy. Only a task may ask.
+    """
+    known = Variable.get(INSTANCE_VARIABLE, default=None)
+    if known is None:
+        Variable.set(INSTANCE_VARIABLE, uuid.uuid4().hex, "Labels this Airflow's Ray jobs; its reaper stops no others.")
+        known = Variable.get(INSTANCE_VARIABLE)  # what counts, if two first tasks came together
+    return str(known)
+
+
+def task_instance_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """State of a task instance as the database has it now: Airflow's word, ``gone`` or ``cleared`` (no state).
+
+    Only a task or a trigger may ask. Raises when Airflow does not answer.
     """
     # Inside the function: the task runner is there only where a task or a trigger runs.
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-        dag_id=task_instance.dag_id,
-        task_ids=[task_instance.task_id],
-        run_ids=[task_instance.run_id],
-        map_index=task_instance.map_index,
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=map_index
     )
-    of_run = states.get(task_instance.run_id, {})
-    mapped = f"{task_instance.task_id}_{task_instance.map_index}"
-    state = of_run.get(task_instance.task_id if task_instance.map_index < 0 else mapped)
-    return None if state is None else str(getattr(state, "value", state))
+    state = states.get(run_id, {}).get(task_id if map_index < 0 else f"{task_id}_{map_index}", GONE)
+    return CLEARED if state is None else str(getattr(state, "value", state))
+
+
+async def task_state(task_instance: Any) -> str:
+    """:func:`task_instance_state` of the record that the triggerer gives to a trigger."""
+    ti = task_instance
+    return await sync_to_async(task_instance_state)(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)

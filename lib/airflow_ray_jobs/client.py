@@ -112,6 +112,11 @@ class RayJobsClient:
         response = self._call("GET", _job_path(submission_id))
         return None if response.status_code == 404 else JobInfo.read(response.json())
 
+    def jobs(self) -> list[JobInfo]:
+        """All jobs that Ray remembers, those that were not submitted through the Jobs API left out."""
+        found = [JobInfo.read(fields) for fields in self._call("GET", "/api/jobs/").json()]
+        return [job for job in found if job.submission_id]
+
     def log(self, submission_id: str) -> str:
         """The whole log of the job so far; empty when the job or its node is gone."""
         response = self._call("GET", _job_path(submission_id) + "/logs")

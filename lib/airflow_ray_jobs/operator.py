@@ -13,6 +13,7 @@ from airflow_ray_jobs.airflow_compat import (
     BaseOperator,
     Context,
     TaskDeferred,
+    instance_id,
     recall,
     remember,
 )
@@ -20,6 +21,7 @@ from airflow_ray_jobs.client import JobInfo, JobRequest, RayJobsClient
 from airflow_ray_jobs.errors import InvalidRequest, RayJobsError, RayUnreachable
 from airflow_ray_jobs.hook import RayHook
 from airflow_ray_jobs.outcome import Outcome, outcome_of
+from airflow_ray_jobs.owner import Owner
 from airflow_ray_jobs.protocol import ATTEMPT_VARIABLE, attempt_id
 from airflow_ray_jobs.status import Stand, Step, next_step
 from airflow_ray_jobs.trigger import RayJobTrigger
@@ -27,6 +29,7 @@ from airflow_ray_jobs.trigger import RayJobTrigger
 Answer = TypeVar("Answer")
 
 SUBMITTED = "ray_job_attempt"  # keys of the task state store: the latest attempt that was submitted,
+LAST_TRY = "ray_job_last_try"  # the last try that Airflow allowed then, which rises when a person clears the task,
 TAKEN = "ray_job_taken"  # and the attempt whose result the task handed over
 
 
@@ -35,8 +38,8 @@ class RayJobOperator(BaseOperator):
 
     The task is deferred while the job runs. Attempt ``n`` of the job has the submission id ``<submission_id>-<n>``
     (``<submission_id>-map<i>-<n>`` for a mapped task). A later try adopts a live job and takes a result that is
-    there; after a failed, stopped or lost job it submits the next attempt. Clearing a task that had succeeded
-    submits the next attempt: a person asked for the work to be done again.
+    there; after a failed, stopped or lost job it submits the next attempt. Clearing the task stops a live job and
+    submits the next attempt, also after a success: a person asked for the work to be done again.
 
     Raises AirflowException with the end of the job's log when the job fails, and AirflowFailException (no retry)
     when the job says that a retry cannot help or Ray rejects the request.
@@ -101,7 +104,12 @@ class RayJobOperator(BaseOperator):
                 self._submit_and_defer(client, context, attempt + 1)
             submission_id = self._id(context, attempt)
             if step is Step.WAIT:
-                self.log.info("Adopting Ray job %s, which an earlier try submitted.", submission_id)
+                if self._cleared_since(context):
+                    # The earlier try's trigger may find this try waiting already, and then leaves the job alone.
+                    self.log.info("The task was cleared: stopping Ray job %s of an earlier try.", submission_id)
+                    self._patiently(lambda: client.stop(submission_id))
+                else:
+                    self.log.info("Adopting Ray job %s, which an earlier try submitted.", submission_id)
                 self._in_flight = submission_id
                 self._defer(submission_id, attempt, adopted=True)
             self.log.info("Ray job %s has ended already; taking its outcome.", submission_id)
@@ -151,10 +159,16 @@ class RayJobOperator(BaseOperator):
             return Stand.CLEARED
         return Stand.LATER_TRY if context["ti"].try_number > 1 else Stand.FIRST_TRY
 
+    def _cleared_since(self, context: Context) -> bool:
+        """Whether a person cleared the task after its latest attempt was submitted."""
+        last_try = recall(context, LAST_TRY)
+        return 0 < last_try < _last_try(context)
+
     def _submit_and_defer(self, client: RayJobsClient, context: Context, attempt: int) -> NoReturn:
         request = self._request(context, attempt)
         # Remembered first: an attempt number may be skipped, never used twice.
         remember(context, SUBMITTED, attempt)
+        remember(context, LAST_TRY, _last_try(context))
         self._in_flight = request.submission_id
         try:
             self._patiently(lambda: client.submit(request))
@@ -165,14 +179,14 @@ class RayJobOperator(BaseOperator):
 
     def _request(self, context: Context, attempt: int) -> JobRequest:
         ti = context["ti"]
-        task = {"airflow_dag_id": ti.dag_id, "airflow_run_id": ti.run_id, "airflow_task_id": ti.task_id,
-                "airflow_map_index": ti.map_index, "airflow_try_number": ti.try_number}  # fmt: skip
+        index = -1 if ti.map_index is None else ti.map_index
+        owner = Owner(instance_id(), ti.dag_id, ti.run_id, ti.task_id, index)
         return JobRequest(
             submission_id=self._id(context, attempt),
             # Not str.format: entrypoints may hold JSON.
             entrypoint=self.entrypoint.replace("{attempt}", str(attempt)),
             env_vars={**_as_text(self.env_vars), ATTEMPT_VARIABLE: str(attempt)},
-            metadata=_as_text({**self.metadata, **task}),
+            metadata=_as_text({**self.metadata, **owner.labels(), "airflow_try_number": ti.try_number}),
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,
             resources=self.custom_resources,
@@ -212,6 +226,10 @@ class RayJobOperator(BaseOperator):
                 raise
             except RayJobsError as error:
                 raise AirflowException(str(error)) from error
+
+
+def _last_try(context: Context) -> int:
+    return int(context["ti"].max_tries) + 1
 
 
 def _as_text(values: Mapping[str, Any]) -> dict[str, str]:

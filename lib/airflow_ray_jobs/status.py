@@ -1,4 +1,4 @@
-"""The decision: what to do with a Ray job, from its status and from where the task stands. Pure; no I/O."""
+"""The decisions: what to do with a Ray job, and when nobody waits for it any more. Pure; no I/O."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ class Step(enum.Enum):
 
 LIVE = frozenset({"PENDING", "RUNNING"})
 TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+GONE = "gone"  # Airflow knows no such task instance: its run was deleted
+CLEARED = "cleared"  # it has no state: a person cleared it, and no new try has been scheduled
+
+# States of a task instance that leave its job without anybody. In every other one the task runs, waits for the job
+# (deferred), or its next try adopts it; a word that Airflow may yet learn is among the others.
+ABANDONED = frozenset({GONE, CLEARED, "success", "failed", "skipped", "upstream_failed", "removed"})
 
 
 def next_step(status: str | None, stand: Stand) -> Step:

@@ -54,6 +54,8 @@ def client(address: RayAddress) -> Iterator[RayJobsClient]:
 def connection(local_ray: LocalRay, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in local_ray.airflow_env.items():
         monkeypatch.setenv(name, value)
+    # Without an Airflow around the task there is no database that would keep it.
+    monkeypatch.setenv("AIRFLOW_VAR_AIRFLOW_RAY_JOBS_INSTANCE", "this-airflow")
 
 
 class TaskInstance:
@@ -62,6 +64,7 @@ class TaskInstance:
     def __init__(self, base: str) -> None:
         self.base = base
         self.try_number = 0
+        self.max_tries = 0
         self.store: dict[str, Any] = {}
         self.triggers: list[RayJobTrigger] = []
 
@@ -86,7 +89,8 @@ class TaskInstance:
         return step
 
     def context(self) -> Any:
-        ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=self.try_number)
+        ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=self.try_number,
+                             max_tries=self.max_tries)  # fmt: skip
         store = SimpleNamespace(get=self.store.get, set=self.store.__setitem__)
         return {"ti": ti, "task_state_store": store}
 

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_ray_jobs import RayJobTrigger
 from airflow_ray_jobs.client import JobRequest, RayJobsClient
+from airflow_ray_jobs.owner import Owner
 from tests.airflow_ray_jobs.conftest import TaskInstance, first_event, wait_for
 
 
@@ -25,7 +26,8 @@ def test_result_and_attempt(task: TaskInstance, client: RayJobsClient) -> None:
     assert task.run(task.operator(echo, metadata={"stage": "embed"})) == {"uri": "s3://b/1", "variable": "1"}
     info = client.job("result_and_attempt-1")
     assert info is not None
-    assert {"stage": "embed", "airflow_task_id": "t", "airflow_try_number": "1"}.items() <= info.metadata.items()
+    assert {"stage": "embed", "airflow_try_number": "1"}.items() <= info.metadata.items()
+    assert Owner.read(info.metadata) == Owner("this-airflow", "d", "r", "t", -1)
 
 
 def test_failure_then_retry(task: TaskInstance) -> None:
@@ -61,7 +63,7 @@ def test_adopts_a_live_job_even_when_killed_in_between(task: TaskInstance, clien
 
 
 def test_adopted_then_stopped(task: TaskInstance, client: RayJobsClient) -> None:
-    """A cleared task: its old job is stopped while the new try has already adopted it."""
+    """The triggerer is late: it stops the old job while the new try has already adopted it."""
     operator = task.operator("[ {attempt} -gt 1 ] || sleep 100")
     first = task.begin(operator)
     wait_for(client, first.submission_id, "RUNNING")
@@ -71,6 +73,15 @@ def test_adopted_then_stopped(task: TaskInstance, client: RayJobsClient) -> None
     assert isinstance(again, RayJobTrigger)
     assert (again.attempt, again.adopted) == (2, False)
     assert task.resume(operator, again) == {"submission_id": "adopted_then_stopped-2", "status": "SUCCEEDED"}
+
+
+def test_clearing_stops_the_live_job(task: TaskInstance, client: RayJobsClient) -> None:
+    operator = task.operator("[ {attempt} -gt 1 ] || sleep 100")
+    first = task.begin(operator)
+    wait_for(client, first.submission_id, "RUNNING")
+    task.max_tries = task.try_number  # what Airflow does when a person clears it
+    assert task.run(operator) == {"submission_id": "clearing_stops_the_live_job-2", "status": "SUCCEEDED"}
+    assert client.job(first.submission_id).status == "STOPPED"  # type: ignore[union-attr]
 
 
 def test_takes_a_result_that_is_there_but_repeats_cleared_work(task: TaskInstance) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_ray_jobs.client import RayJobsClient
+from airflow_ray_jobs.client import JobRequest, RayJobsClient
 from infra.local.airflow import LocalAirflow
 from infra.local.ray_cluster import LocalRay
 from tests.airflow_ray_jobs.conftest import REPOSITORY, wait_for
@@ -15,7 +15,7 @@ from tests.airflow_ray_jobs.conftest import REPOSITORY, wait_for
 DAGS = '''
 from datetime import timedelta
 from airflow.sdk import DAG
-from airflow_ray_jobs import RayJobOperator
+from airflow_ray_jobs import RayJobOperator, RayReaperOperator
 
 def job(dag_id, entrypoint, tasks=1, **settings):
     with DAG(dag_id, schedule=None, default_args={"retry_delay": timedelta(seconds=1)}):
@@ -32,8 +32,11 @@ job("rejects", """echo 'RAY_JOB_FAILURE {"retryable": false, "message": "no imag
 job("lasts", "sleep 300")
 job("survives", "echo begun; sleep 45; echo done")
 job("short", "true", tasks=3)
+
+with DAG("reaper", schedule=None):
+    RayReaperOperator(task_id="reap", grace=timedelta(seconds=1), confirm_after=timedelta(seconds=2))
 '''
-DAG_IDS = {"passes", "recovers", "rejects", "lasts", "survives", "short"}
+DAG_IDS = {"passes", "recovers", "rejects", "lasts", "survives", "short", "reaper"}
 HEALTH_CHECK_S = 15  # a dead triggerer is missed after this; Airflow's default is 30
 
 
@@ -101,6 +104,56 @@ def test_marking_failed_stops_the_job(airflow: LocalAirflow, client: RayJobsClie
     airflow.set_task_state("lasts", run_id, "job", "failed")
     assert wait_for(client, submission_id, timeout_s=60).status == "STOPPED"
     print(f"\nmarked failed; Ray job stopped after {time.monotonic() - begin:.1f} s")
+
+
+def test_clearing_stops_the_job_and_runs_the_next_attempt(airflow: LocalAirflow, client: RayJobsClient) -> None:
+    run_id = airflow.trigger("lasts")
+    submission_id = submitted_job(airflow, "lasts", run_id)
+    wait_for(client, submission_id, "RUNNING")
+    begin = time.monotonic()
+    airflow.clear_task("lasts", run_id, "job")
+    assert wait_for(client, submission_id, timeout_s=60).status == "STOPPED"
+    print(f"\ncleared; Ray job stopped after {time.monotonic() - begin:.1f} s")
+    wait_for(client, submission_id[:-1] + "2", "RUNNING", timeout_s=90)
+    submitted_job(airflow, "lasts", run_id)
+    airflow.set_task_state("lasts", run_id, "job", "failed")
+    wait_for(client, submission_id[:-1] + "2")
+
+
+def test_deleting_the_run_stops_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:
+    run_id = airflow.trigger("lasts")
+    submission_id = submitted_job(airflow, "lasts", run_id)
+    wait_for(client, submission_id, "RUNNING")
+    begin = time.monotonic()
+    airflow.delete_run("lasts", run_id)
+    assert wait_for(client, submission_id, timeout_s=60).status == "STOPPED"
+    print(f"\nrun deleted; Ray job stopped after {time.monotonic() - begin:.1f} s")
+
+
+def test_the_reaper_stops_what_no_task_waits_for(airflow: LocalAirflow, client: RayJobsClient) -> None:
+    orphaned, healthy = airflow.trigger("lasts"), airflow.trigger("lasts")
+    jobs = {run_id: submitted_job(airflow, "lasts", run_id) for run_id in (orphaned, healthy)}
+    labels = client.job(jobs[orphaned]).metadata  # type: ignore[union-attr]
+    client.submit(JobRequest("foreign", "sleep 300", {}, {}))
+    client.submit(JobRequest("of-another-airflow", "sleep 300", {}, {**labels, "airflow_instance": "another"}))
+    for submission_id in (*jobs.values(), "foreign", "of-another-airflow"):
+        wait_for(client, submission_id, "RUNNING")
+    airflow.kill_component("triggerer")  # else the trigger itself hears of the end of its run
+    try:
+        airflow.delete_run("lasts", orphaned)
+        begin = time.monotonic()
+        run_id = airflow.trigger("reaper")
+        assert airflow.wait_for_run("reaper", run_id, 120) == "success"
+        assert airflow.xcom("reaper", run_id, "reap") == {"ours": 2, "stopped": [jobs[orphaned]]}
+        assert wait_for(client, jobs[orphaned], timeout_s=30).status == "STOPPED"
+        print(f"\nthe reaper stopped an orphan {time.monotonic() - begin:.1f} s after its run was triggered")
+        assert f"Stopped Ray job {jobs[orphaned]}" in airflow.task_log("reaper", run_id, "reap")
+        for submission_id in (jobs[healthy], "foreign", "of-another-airflow"):
+            assert client.job(submission_id).status == "RUNNING"  # type: ignore[union-attr]
+    finally:
+        airflow.start_component("triggerer")
+        for submission_id in (jobs[healthy], "foreign", "of-another-airflow"):
+            client.stop(submission_id)
 
 
 def test_a_killed_triggerer_does_not_touch_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:

@@ -30,7 +30,7 @@ sys.meta_path.insert(0, Blocked())
 """
 
 LOAD_DAGS = """
-import json, recluster, train_model
+import json, ray_reaper, recluster, train_model
 from airflow.sdk import DAG
 from airflow_ray_jobs import RayJobOperator
 
