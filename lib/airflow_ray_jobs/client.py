@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,17 +17,23 @@ from urllib.parse import quote
 
 import httpx
 
-from airflow_ray_jobs.errors import InvalidRequest, RayRefused, RayUnreachable
+from airflow_ray_jobs.errors import InvalidConnection, InvalidRequest, RayRefused, RayUnreachable
 
 TIMEOUT_S = 30.0  # of one call; a head under load takes seconds to accept a job
 
 
 @dataclass(frozen=True)
 class RayAddress:
-    """Where the Jobs API is, and the token that opens it (empty for an open cluster)."""
+    """Where the Jobs API is, and the token that opens it (empty for an open cluster).
+
+    With https, ``verify`` says whether the server's certificate is checked, and ``ca_file`` against whose: a PEM file
+    on this machine; empty for the certificates that httpx brings.
+    """
 
     url: str
     token: str = field(default="", repr=False)
+    verify: bool = True
+    ca_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,13 +142,18 @@ class RayJobsClient:
 
 
 class AsyncRayJobsClient:
-    """The calls of :class:`RayJobsClient` that a trigger needs, without blocking the event loop."""
+    """The calls of :class:`RayJobsClient` that a trigger needs, without blocking the event loop.
+
+    To be used in an ``async with`` block.
+    """
 
     def __init__(self, address: RayAddress, timeout_s: float = TIMEOUT_S) -> None:
         self._address = address
-        self._http = httpx.AsyncClient(**_settings(address, timeout_s))
+        self._timeout_s = timeout_s
 
     async def __aenter__(self) -> AsyncRayJobsClient:
+        # In a thread: reading certificates would hold up every other trigger.
+        self._http = httpx.AsyncClient(**await asyncio.to_thread(_settings, self._address, self._timeout_s))
         return self
 
     async def __aexit__(
@@ -166,6 +178,12 @@ class AsyncRayJobsClient:
         """See :meth:`RayJobsClient.stop`."""
         await self._call("POST", _job_path(submission_id) + "/stop")
 
+    async def node_resources(self) -> list[dict[str, float]]:
+        """What each living node has in total, used or not, by Ray's names (``CPU``, ``GPU``, custom ones)."""
+        response = await self._call("GET", "/api/v0/nodes?detail=1&limit=10000")
+        nodes = response.json()["data"]["result"]["result"]
+        return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+
     async def _call(self, method: str, path: str) -> httpx.Response:
         try:
             response = await self._http.request(method, path)
@@ -176,9 +194,21 @@ class AsyncRayJobsClient:
 
 def _settings(address: RayAddress, timeout_s: float) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {address.token}"} if address.token else {}
-    # Without TLS the certificates need not be read, which would hold up the triggerer's event loop.
-    verify = address.url.startswith("https")
-    return {"base_url": address.url, "headers": headers, "timeout": timeout_s, "verify": verify}
+    return {"base_url": address.url, "headers": headers, "timeout": timeout_s, "verify": _verification(address)}
+
+
+def _verification(address: RayAddress) -> ssl.SSLContext | bool:
+    if not address.url.startswith("https"):
+        return False  # then no certificate is read
+    if not (address.verify and address.ca_file):
+        return address.verify
+    try:
+        return ssl.create_default_context(cafile=address.ca_file)
+    except OSError as error:
+        raise InvalidConnection(
+            f"The CA file {address.ca_file} of Ray's connection cannot be used ({error}). It has to be a PEM file that "
+            "every Airflow worker and triggerer can read."
+        ) from error
 
 
 def _job_path(submission_id: str) -> str:

@@ -3,6 +3,7 @@
 RayJobsError
 ├── RayUnreachable      no answer, or an answer that says "not now": another try may help
 ├── RayRefused          the token is missing or wrong: mend the connection
+├── InvalidConnection   the Airflow connection cannot be used, or would leave a cluster open: mend it
 ├── InvalidRequest      Ray understood the request and rejects it: the same request will be rejected again
 └── ProtocolError       the job wrote a RAY_JOB_RESULT line that cannot be used
 """
@@ -20,6 +21,10 @@ class RayUnreachable(RayJobsError):
 
 class RayRefused(RayJobsError):
     """Ray rejects the token (401 or 403). Mend the password of the Airflow connection."""
+
+
+class InvalidConnection(RayJobsError):
+    """The Airflow connection names no host, no token where one is needed, or a CA file that cannot be read."""
 
 
 class InvalidRequest(RayJobsError):

@@ -1,8 +1,32 @@
-"""What Airflow reads through the entry point ``apache_airflow_provider`` to show the connection type ``ray``."""
+"""What Airflow reads through the entry point ``apache_airflow_provider``."""
 
 from __future__ import annotations
 
 from typing import Any
+
+# The form of the connection type ``ray``. Extra stays hidden: it holds the fields below.
+CONNECTION: dict[str, Any] = {
+    "connection-type": "ray",
+    "hook-class-name": "airflow_ray_jobs.hook.RayHook",
+    "hook-name": "Ray",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "extra"],
+        "relabeling": {"password": "Token", "schema": "Scheme"},
+        "placeholders": {"host": "ray-head", "port": "8265", "schema": "http, or https behind TLS"},
+    },
+    "conn-fields": {
+        "verify": {
+            "label": "Verify certificate",
+            "schema": {"type": ["boolean", "null"], "default": True},
+            "description": "With https: check the certificate of Ray's dashboard, or of the proxy before it.",
+        },
+        "ca_file": {
+            "label": "CA file",
+            "schema": {"type": ["string", "null"]},
+            "description": "PEM file, on workers and triggerers, that it is checked against. Empty: the usual CAs.",
+        },
+    },
+}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -11,16 +35,5 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-ray-jobs",
         "name": "Ray Jobs",
         "description": "Runs Ray jobs as deferrable Airflow tasks through Ray's Jobs REST API.",
-        "connection-types": [
-            {
-                "connection-type": "ray",
-                "hook-class-name": "airflow_ray_jobs.hook.RayHook",
-                "hook-name": "Ray",
-                "ui-field-behaviour": {
-                    "hidden-fields": ["login", "extra"],
-                    "relabeling": {"password": "Token", "schema": "Scheme"},
-                    "placeholders": {"host": "ray-head", "port": "8265", "schema": "http"},
-                },
-            }
-        ],
+        "connection-types": [CONNECTION],
     }

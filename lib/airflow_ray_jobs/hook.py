@@ -1,11 +1,15 @@
-"""The Airflow connection of type ``ray``: host, port and the cluster's token as the password."""
+"""The Airflow connection of type ``ray``: host, port, the cluster's token as the password, and TLS."""
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow_ray_jobs.airflow_compat import BaseHook, connection_for_trigger
 from airflow_ray_jobs.client import RayAddress, RayJobsClient
+from airflow_ray_jobs.errors import InvalidConnection
+from airflow_ray_jobs.get_provider_info import CONNECTION
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -14,7 +18,10 @@ DEFAULT_PORT = 8265
 
 
 class RayHook(BaseHook):
-    """Opens clients on Ray's Jobs API from an Airflow connection. Set the schema to ``https`` behind TLS."""
+    """Opens clients on Ray's Jobs API from an Airflow connection.
+
+    The schema ``https`` means TLS; the extra fields ``verify`` and ``ca_file`` are those of :class:`RayAddress`.
+    """
 
     conn_name_attr = "ray_conn_id"
     default_conn_name = "ray_default"
@@ -45,24 +52,56 @@ class RayHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """The connection form: which fields are shown and what they are called."""
-        return UI_FIELDS
+        """Which fields of the form are shown, and how: for an Airflow that does not read the provider's info."""
+        return {key.replace("-", "_"): value for key, value in CONNECTION["ui-field-behaviour"].items()}
 
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """The form's further fields, likewise."""
+        from wtforms import BooleanField, StringField  # type: ignore[import-untyped]
 
-UI_FIELDS: dict[str, Any] = {
-    "hidden-fields": ["login", "extra"],
-    "relabeling": {"password": "Token", "schema": "Scheme"},
-    "placeholders": {"host": "ray-head", "port": str(DEFAULT_PORT), "schema": "http"},
-}
+        kinds = {"verify": BooleanField, "ca_file": StringField}
+        return {
+            name: kinds[name](field["label"], default=field["schema"].get("default"))
+            for name, field in CONNECTION["conn-fields"].items()
+        }
 
 
 def address_of(connection: Connection) -> RayAddress:
-    """The address that a connection stands for; raises ValueError when it names no host."""
+    """The address that a connection stands for.
+
+    Raises :class:`InvalidConnection` when it names no host, or no token although the cluster is not on this machine:
+    whoever reaches an open cluster may run anything on it.
+    """
     if not connection.host:
-        raise ValueError(f"Connection {connection.conn_id} names no host. Give the host and port of Ray's dashboard.")
+        raise InvalidConnection(
+            f"Connection {connection.conn_id} names no host. Give the host and port of Ray's dashboard."
+        )
     scheme = connection.schema or "http"
     host = connection.host.removeprefix("http://").removeprefix("https://").rstrip("/")
     if connection.host.startswith("https://"):
         scheme = "https"
     port = "" if ":" in host and not connection.port else f":{connection.port or DEFAULT_PORT}"
-    return RayAddress(f"{scheme}://{host}{port}", connection.password or "")
+    url = f"{scheme}://{host}{port}"
+    token = connection.password or ""
+    if not token and not _is_loopback(urlsplit(url).hostname or ""):
+        raise InvalidConnection(
+            f"Connection {connection.conn_id} has no token, and Ray at {url} is not on this machine: whoever reaches "
+            "an open cluster may run anything on it. Start Ray with RAY_AUTH_MODE=token and put its token into the "
+            "connection's password."
+        )
+    extra = connection.extra_dejson
+    verify = extra.get("verify")
+    return RayAddress(url, token, verify=verify is None or _is_true(verify), ca_file=extra.get("ca_file") or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_true(value: Any) -> bool:
+    # A connection that is written as a URI carries text.
+    return str(value).lower() not in ("false", "0", "no")

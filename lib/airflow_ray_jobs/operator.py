@@ -18,7 +18,7 @@ from airflow_ray_jobs.airflow_compat import (
     remember,
 )
 from airflow_ray_jobs.client import JobInfo, JobRequest, RayJobsClient
-from airflow_ray_jobs.errors import InvalidRequest, RayJobsError, RayUnreachable
+from airflow_ray_jobs.errors import InvalidConnection, InvalidRequest, RayJobsError, RayUnreachable
 from airflow_ray_jobs.hook import RayHook
 from airflow_ray_jobs.outcome import Outcome, outcome_of
 from airflow_ray_jobs.owner import Owner
@@ -42,7 +42,7 @@ class RayJobOperator(BaseOperator):
     submits the next attempt, also after a success: a person asked for the work to be done again.
 
     Raises AirflowException with the end of the job's log when the job fails, and AirflowFailException (no retry)
-    when the job says that a retry cannot help or Ray rejects the request.
+    when the job says that a retry cannot help, Ray rejects the request, or the connection cannot be used.
 
     :param entrypoint: shell command; ``{attempt}`` in it becomes the attempt number. Templated.
     :param submission_id: base of the job's id, the same for all tries of one task instance. Templated.
@@ -96,7 +96,7 @@ class RayJobOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Looks at the latest attempt, then waits for it, takes its result, or submits the next one."""
-        with RayHook(self.ray_conn_id).get_conn() as client:
+        with self._client() as client:
             attempt, info = self._latest_attempt(client, context)
             stand = self._stand(context, attempt)
             step = next_step(info.status if info else None, stand)
@@ -121,7 +121,7 @@ class RayJobOperator(BaseOperator):
         outcome = Outcome.read(event)
         if outcome.step == Step.SUBMIT.value:
             self.log.info("%s, and it was not submitted by this try.", outcome.message)
-            with RayHook(self.ray_conn_id).get_conn() as client:
+            with self._client() as client:
                 self._submit_and_defer(client, context, outcome.attempt + 1)
         return self._finish(context, outcome)
 
@@ -129,8 +129,14 @@ class RayJobOperator(BaseOperator):
         """Stops the job when the worker is told to end between submitting and deferring."""
         if self._in_flight is not None:
             self.log.info("The task was killed: stopping Ray job %s.", self._in_flight)
-            with RayHook(self.ray_conn_id).get_conn() as client:
+            with self._client() as client:
                 client.stop(self._in_flight)
+
+    def _client(self) -> RayJobsClient:
+        try:
+            return RayHook(self.ray_conn_id).get_conn()
+        except InvalidConnection as error:
+            raise AirflowFailException(str(error)) from error
 
     def _finish(self, context: Context, outcome: Outcome) -> dict[str, Any] | None:
         if outcome.step == Step.TAKE.value:
@@ -197,6 +203,11 @@ class RayJobOperator(BaseOperator):
         mapped = index is not None and index >= 0
         return attempt_id(self.submission_id + (f"-map{index}" if mapped else ""), attempt)
 
+    def _wanted(self) -> dict[str, float]:
+        """What the job's own process asks for, by Ray's names."""
+        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.custom_resources}
+        return {name: amount for name, amount in wanted.items() if amount}
+
     def _defer(self, submission_id: str, attempt: int, adopted: bool) -> NoReturn:
         trigger = RayJobTrigger(
             ray_conn_id=self.ray_conn_id,
@@ -208,6 +219,7 @@ class RayJobOperator(BaseOperator):
             job_timeout_s=self.job_timeout.total_seconds() if self.job_timeout else None,
             queue_timeout_s=self.queue_timeout.total_seconds() if self.queue_timeout else None,
             patience_s=self.patience.total_seconds(),
+            wanted=self._wanted(),
         )
         raise TaskDeferred(trigger=trigger, method_name="resume")
 

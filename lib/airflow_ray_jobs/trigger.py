@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from airflow_ray_jobs.airflow_compat import BaseTrigger, TriggerEvent, task_state
@@ -13,12 +13,14 @@ from airflow_ray_jobs.errors import RayJobsError, RayUnreachable
 from airflow_ray_jobs.hook import RayHook
 from airflow_ray_jobs.log_follower import LogFollower
 from airflow_ray_jobs.outcome import Outcome, given_up, outcome_of
+from airflow_ray_jobs.resources import waiting_for
 from airflow_ray_jobs.status import TERMINAL, Stand, Step, next_step
 
 FIRST_POLL_S = 1.0
 POLL_GROWTH = 1.2
 STOP_WAIT_S = 20.0  # Ray kills after 3 s; Airflow gives on_kill 30 s
 PENDING_STOP_WAIT_S = 5.0
+QUEUE_LOOK_S = 30.0  # between two looks at what a waiting job waits for
 LOG_TIME_SHARE = 0.05  # reading the log takes at most this share of the time, however long the log has grown
 
 _STOPPING: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
@@ -38,6 +40,7 @@ class RayJobTrigger(BaseTrigger):
     :param job_timeout_s: seconds from submission after which the job is stopped; None for no limit.
     :param queue_timeout_s: seconds that this try waits for a PENDING job before it is stopped; None for no limit.
     :param patience_s: seconds without an answer from Ray after which the try fails.
+    :param wanted: what the job's own process asks for, by Ray's names.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class RayJobTrigger(BaseTrigger):
         job_timeout_s: float | None,
         queue_timeout_s: float | None,
         patience_s: float,
+        wanted: Mapping[str, float] | None = None,  # a task deferred before there was this has none
     ) -> None:
         super().__init__()
         self.ray_conn_id = ray_conn_id
@@ -62,13 +66,16 @@ class RayJobTrigger(BaseTrigger):
         self.job_timeout_s = job_timeout_s
         self.queue_timeout_s = queue_timeout_s
         self.patience_s = patience_s
+        self.wanted = dict(wanted or {})
         self._follower = LogFollower()
         self._next_log_at = 0.0
+        self._next_queue_look_at = time.monotonic() + QUEUE_LOOK_S
+        self._waits_for = ""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What a triggerer needs to build this trigger again; the token stays in the connection."""
         names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "waiting_since_s",
-                 "job_timeout_s", "queue_timeout_s", "patience_s")  # fmt: skip
+                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted")  # fmt: skip
         return "airflow_ray_jobs.trigger.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -129,24 +136,41 @@ class RayJobTrigger(BaseTrigger):
                     said = news
                 if next_step(info.status if info else None, self._stand) is not Step.WAIT:
                     return await self._end(client, info)
-                if info is not None and (passed := self._passed_limit(info)):
+                if info is not None and (passed := await self._passed_limit(client, info)):
                     return await self._give_up(client, passed)
                 await self._show_log(client)
+                if info is not None and info.status == "PENDING":
+                    await self._show_queue(client)
             await asyncio.sleep(poll_s)
             poll_s = min(poll_s * POLL_GROWTH, self.max_poll_s)
 
-    def _passed_limit(self, info: JobInfo) -> str:
+    async def _passed_limit(self, client: AsyncRayJobsClient, info: JobInfo) -> str:
         """Which time limit the job has passed, in words; empty when none."""
         waited_s = time.time() - self.waiting_since_s
         if info.status == "PENDING" and self.queue_timeout_s is not None and waited_s > self.queue_timeout_s:
-            return (
-                f"it did not start within its queue_timeout of {self.queue_timeout_s:.0f} s. {info.message.strip()} "
-                "Compare what the task asks for (num_cpus, num_gpus, custom_resources) with the cluster."
-            )
+            what = await self._missing(client) or f"its resources. {info.message.strip()}"
+            return f"waiting {self.queue_timeout_s:.0f} s for {what} (its queue_timeout)."
         age_s = waited_s if info.start_time_s is None else time.time() - info.start_time_s
         if self.job_timeout_s is not None and age_s > self.job_timeout_s:
             return f"it did not end within its job_timeout of {self.job_timeout_s:.0f} s."
         return ""
+
+    async def _show_queue(self, client: AsyncRayJobsClient) -> None:
+        """Says what a job that waits for long waits for, whenever that changes."""
+        if time.monotonic() < self._next_queue_look_at:
+            return
+        self._next_queue_look_at = time.monotonic() + QUEUE_LOOK_S
+        if (what := await self._missing(client)) and what != self._waits_for:
+            self.log.info("Ray job %s is waiting for %s", self.submission_id, what)
+            self._waits_for = what
+
+    async def _missing(self, client: AsyncRayJobsClient) -> str:
+        """What the job waits for, in words; empty when Ray does not say what it has."""
+        try:
+            return waiting_for(self.wanted, await client.node_resources())
+        except (RayUnreachable, LookupError, ValueError) as error:
+            self.log.warning("Ray does not say what its nodes have: %s", error)
+            return ""
 
     async def _give_up(self, client: AsyncRayJobsClient, reason: str) -> Outcome:
         """Stops a job that passed a limit. If it succeeded just before the stop, that counts."""

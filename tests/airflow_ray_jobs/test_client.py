@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from airflow_ray_jobs.client import JobRequest, RayAddress, RayJobsClient
-from airflow_ray_jobs.errors import InvalidRequest, RayRefused, RayUnreachable
+from airflow_ray_jobs.client import AsyncRayJobsClient, JobInfo, JobRequest, RayAddress, RayJobsClient
+from airflow_ray_jobs.errors import InvalidConnection, InvalidRequest, RayRefused, RayUnreachable
 from infra.local.ray_cluster import LocalRay
 from tests.airflow_ray_jobs.conftest import wait_for
 
@@ -59,24 +68,73 @@ def test_a_malformed_request_is_not_repeated(client: RayJobsClient) -> None:
 
 
 def test_a_lost_answer_does_not_submit_twice(local_ray: LocalRay) -> None:
-    with proxy_that_loses_the_first_answer(local_ray.port) as port:
+    with tcp_proxy(local_ray.port, lose_first_answer=True) as port:
         with RayJobsClient(RayAddress(f"http://127.0.0.1:{port}", local_ray.token)) as client:
             client.submit(request("lost-answer-1"))
             assert wait_for(client, "lost-answer-1").status == "SUCCEEDED"
 
 
+@pytest.fixture(scope="module")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of its own authority for 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ray")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(secret)
+    return folder / "ca.pem", folder / "key.pem"
+
+
+def test_tls(local_ray: LocalRay, tls_files: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*tls_files)
+    with tcp_proxy(local_ray.port, tls=context) as port:
+        behind = RayAddress(f"https://127.0.0.1:{port}", local_ray.token)
+        for trusted in (replace(behind, ca_file=str(tls_files[0])), replace(behind, verify=False)):
+            with RayJobsClient(trusted) as client:
+                assert client.job("nobody-1") is None
+            assert asyncio.run(job_without_blocking(trusted)) is None
+        with RayJobsClient(behind) as client, pytest.raises(RayUnreachable, match="certificate verify failed"):
+            client.job("nobody-1")
+
+
+async def job_without_blocking(address: RayAddress) -> JobInfo | None:
+    async with AsyncRayJobsClient(address) as client:
+        return await client.job("nobody-1")
+
+
+def test_a_ca_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConnection, match="every Airflow worker and triggerer"):
+        RayJobsClient(RayAddress("https://127.0.0.1:1", "t", ca_file=str(tmp_path / "none.pem")))
+
+
 @contextmanager
-def proxy_that_loses_the_first_answer(port: int) -> Iterator[int]:
-    """A TCP proxy in front of ``port``: the first request arrives, its answer never comes back."""
+def tcp_proxy(port: int, lose_first_answer: bool = False, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """A TCP proxy in front of ``port``: it ends TLS, or the first request arrives and its answer never comes back."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
-        lose = True
+        lose = lose_first_answer
         while True:
             try:
                 near, _ = listener.accept()
             except OSError:
                 return
+            if tls:
+                try:
+                    near = tls.wrap_socket(near, server_side=True)
+                except ssl.SSLError:
+                    continue  # a client that does not trust us
             far = socket.create_connection(("127.0.0.1", port))
             threading.Thread(target=pump, args=(near, far), daemon=True).start()
             if lose:

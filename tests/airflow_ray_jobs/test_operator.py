@@ -111,13 +111,26 @@ def test_queue_timeout_names_what_is_missing_and_frees_the_queue(task: TaskInsta
     for number in (1, 2):
         wait_for(client, f"blocker-{number}", "RUNNING")
     operator = task.operator("sleep 10; echo too late", num_cpus=1, queue_timeout=timedelta(seconds=3))
-    with pytest.raises(AirflowException, match="waiting for resources.*num_cpus.*Ray stops it as soon as it starts"):
+    missing = "waiting 3 s for 1 CPU, cluster has 2, in use .*Ray stops it as soon as it starts"
+    with pytest.raises(AirflowException, match=missing):
         task.run(operator)
     for number in (1, 2):
         client.stop(f"blocker-{number}")
     submission_id = task.triggers[0].submission_id
     assert wait_for(client, submission_id).status in ("STOPPED", "FAILED")
     assert "too late" not in client.log(submission_id).split("\n")
+
+
+def test_queue_timeout_names_what_the_cluster_has_not(task: TaskInstance) -> None:
+    operator = task.operator(num_gpus=1, queue_timeout=timedelta(seconds=3))
+    with pytest.raises(AirflowException, match="waiting 3 s for 1 GPU, cluster has 0"):
+        task.run(operator)
+
+
+def test_a_connection_that_leaves_ray_open_is_refused(task: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_DEFAULT", '{"conn_type": "ray", "host": "ray.example"}')
+    with pytest.raises(AirflowFailException, match="no token"):
+        task.begin(task.operator())
 
 
 def test_the_log_arrives_while_the_job_runs_and_each_line_once(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from airflow_ray_jobs.client import JobInfo
-from airflow_ray_jobs.errors import ProtocolError
+from airflow_ray_jobs.errors import InvalidConnection, ProtocolError
 from airflow_ray_jobs.get_provider_info import get_provider_info
 from airflow_ray_jobs.hook import RayHook, address_of
 from airflow_ray_jobs.log_follower import MAX_LINES_AT_ONCE, LogFollower
@@ -107,7 +107,24 @@ def test_provider_info_fits_airflows_schema() -> None:
     schema = json.loads((Path(airflow.__path__[0]) / "provider_info.schema.json").read_text())
     info = get_provider_info()
     jsonschema.validate(info, schema)
-    assert info["connection-types"][0]["ui-field-behaviour"] == RayHook.get_ui_field_behaviour()
+
+
+def test_the_connection_form_shows_the_token_and_tls() -> None:
+    """What Airflow's own page asks for; an Airflow that does not read the provider's info builds it from the hook."""
+    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+
+    form = next(each for each in HookMetaService.hook_meta_data() if each.connection_type == "ray")
+    assert form.hook_name == "Ray"
+    assert form.standard_fields is not None
+    assert form.standard_fields.password.title == "Token"
+    assert form.standard_fields.url_schema.title == "Scheme"
+    assert form.extra_fields is not None
+    assert {name: field["schema"]["title"] for name, field in form.extra_fields.items()} == {
+        "verify": "Verify certificate",
+        "ca_file": "CA file",
+    }
+    assert form.extra_fields["verify"]["value"] is True
+    assert RayHook.get_ui_field_behaviour()["hidden_fields"] == ["login", "extra"]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +143,39 @@ def test_address_of_a_connection(fields: dict[str, object], url: str) -> None:
     address = address_of(Connection(conn_id="ray_default", conn_type="ray", password="t0ken", **fields))  # type: ignore[arg-type]
     assert address.url == url
     assert "t0ken" not in repr(address)
+
+
+@pytest.mark.parametrize("host", ["ray-head", "https://ray.example", "10.0.0.7", "[fd00::7]", "127.0.0.1.example"])
+def test_without_a_token_ray_must_be_on_this_machine(host: str) -> None:
+    from airflow.sdk import Connection
+
+    with pytest.raises(InvalidConnection, match="no token.*RAY_AUTH_MODE=token"):
+        address_of(Connection(conn_id="ray_default", conn_type="ray", host=host))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "http://127.1.2.3", "[::1]"])
+def test_on_this_machine_a_cluster_may_be_open(host: str) -> None:
+    from airflow.sdk import Connection
+
+    assert address_of(Connection(conn_id="ray_default", conn_type="ray", host=host, port=8265)).token == ""
+
+
+@pytest.mark.parametrize(
+    ("extra", "verify", "ca_file"),
+    [
+        ("", True, ""),
+        ('{"verify": null, "ca_file": null}', True, ""),
+        ('{"verify": false}', False, ""),
+        ('{"verify": "false"}', False, ""),
+        ('{"verify": true, "ca_file": "/etc/ray-ca.pem"}', True, "/etc/ray-ca.pem"),
+    ],
+)
+def test_tls_of_a_connection(extra: str, verify: bool, ca_file: str) -> None:
+    from airflow.sdk import Connection
+
+    connection = Connection(conn_id="r", conn_type="ray", host="h", schema="https", password="t", extra=extra)
+    address = address_of(connection)
+    assert (address.verify, address.ca_file) == (verify, ca_file)
 
 
 def test_the_package_loads_neither_ray_nor_torch() -> None:
