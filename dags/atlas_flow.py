@@ -90,6 +90,8 @@ def stage_task(stage: str, run_uri: Any) -> RayJobOperator:
     return RayJobOperator(
         task_id=stage,
         entrypoint=f"python -m workers.{stage} '{run_uri}' --attempt {{attempt}}",
+        # Airflow writes run.yaml, and the workers read it.
+        same_versions=["damage-atlas"],
         execution_timeout=timeout,
         job_timeout=timeout,
         doc_md=STAGE_DOCS[stage],

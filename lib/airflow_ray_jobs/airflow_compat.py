@@ -1,33 +1,48 @@
-"""The only module that imports Airflow: everything that moves between its versions. Written for Airflow 3.3."""
+"""The only module that imports Airflow: everything that moves between its versions, from 3.0 to 3.3."""
 
 from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseHook, BaseOperator, Context, Variable
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk import BaseOperator, Context, Variable
+from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_ray_jobs.status import CLEARED, GONE
 
+try:
+    from airflow.sdk import BaseHook
+    from airflow.sdk.bases.decorator import determine_kwargs
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+except ImportError:  # Airflow 3.0
+    from airflow.exceptions import AirflowException, AirflowFailException, TaskDeferred
+    from airflow.hooks.base import BaseHook
+    from airflow.utils.operator_helpers import determine_kwargs
+
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
 __all__ = [
+    "SET_DURING_EXECUTION",
     "AirflowException",
     "AirflowFailException",
     "BaseHook",
     "BaseOperator",
     "BaseTrigger",
     "Context",
+    "DecoratedOperator",
+    "TaskDecorator",
     "TaskDeferred",
     "TriggerEvent",
     "connection_for_trigger",
+    "determine_kwargs",
     "instance_id",
     "recall",
     "remember",
+    "task_decorator_factory",
     "task_instance_state",
     "task_state",
 ]
@@ -37,7 +52,9 @@ INSTANCE_VARIABLE = "airflow_ray_jobs_instance"
 
 async def connection_for_trigger(conn_id: str) -> Connection:
     """The connection, looked up without blocking the triggerer's event loop."""
-    return await BaseHook.aget_connection(conn_id)
+    if hasattr(BaseHook, "aget_connection"):
+        return await BaseHook.aget_connection(conn_id)
+    return await sync_to_async(BaseHook.get_connection)(conn_id)
 
 
 def remember(context: Context, key: str, value: int) -> None:

@@ -5,6 +5,7 @@ RayJobsError
 ├── RayRefused          the token is missing or wrong: mend the connection
 ├── InvalidConnection   the Airflow connection cannot be used, or would leave a cluster open: mend it
 ├── InvalidRequest      Ray understood the request and rejects it: the same request will be rejected again
+├── VersionMismatch     what is installed on Airflow's side and on Ray's does not fit together
 └── ProtocolError       the job wrote a RAY_JOB_RESULT line that cannot be used
 """
 
@@ -29,6 +30,10 @@ class InvalidConnection(RayJobsError):
 
 class InvalidRequest(RayJobsError):
     """Ray rejects what was asked for (400). The same request will be rejected again."""
+
+
+class VersionMismatch(RayJobsError):
+    """What is installed on Airflow's side and on Ray's does not fit together. No retry helps."""
 
 
 class ProtocolError(RayJobsError):

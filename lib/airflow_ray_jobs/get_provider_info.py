@@ -36,4 +36,5 @@ def get_provider_info() -> dict[str, Any]:
         "name": "Ray Jobs",
         "description": "Runs Ray jobs as deferrable Airflow tasks through Ray's Jobs REST API.",
         "connection-types": [CONNECTION],
+        "task-decorators": [{"name": "ray_job", "class-name": "airflow_ray_jobs.decorator.ray_job_task"}],
     }

@@ -18,10 +18,17 @@ from airflow_ray_jobs.airflow_compat import (
     remember,
 )
 from airflow_ray_jobs.client import JobInfo, JobRequest, RayJobsClient
-from airflow_ray_jobs.errors import InvalidConnection, InvalidRequest, RayJobsError, RayUnreachable
+from airflow_ray_jobs.errors import (
+    InvalidConnection,
+    InvalidRequest,
+    RayJobsError,
+    RayUnreachable,
+    VersionMismatch,
+)
 from airflow_ray_jobs.hook import RayHook
 from airflow_ray_jobs.outcome import Outcome, outcome_of
 from airflow_ray_jobs.owner import Owner
+from airflow_ray_jobs.preflight import check_ray, guard_variables, guarded
 from airflow_ray_jobs.protocol import ATTEMPT_VARIABLE, attempt_id
 from airflow_ray_jobs.status import Stand, Step, next_step
 from airflow_ray_jobs.trigger import RayJobTrigger
@@ -51,6 +58,8 @@ class RayJobOperator(BaseOperator):
     :param metadata: labels of the job; those that name the Airflow task are added. Templated.
     :param ray_conn_id: connection of type ``ray``. Templated.
     :param num_cpus: CPUs reserved for the entrypoint's own process; likewise ``num_gpus`` and ``custom_resources``.
+    :param same_versions: distributions that must be there in the same version on both sides, Python's minor version
+        too, before the entrypoint starts; and Ray's version must be one that they ask for.
     :param job_timeout: time from submission after which the job is stopped and the try fails; by default the
         task's ``execution_timeout``, which Airflow itself does not apply while a task is deferred.
     :param queue_timeout: how long the job may wait for its resources before it is stopped and the try fails.
@@ -73,6 +82,7 @@ class RayJobOperator(BaseOperator):
         num_cpus: float = 0,
         num_gpus: float = 0,
         custom_resources: Mapping[str, float] | None = None,
+        same_versions: Sequence[str] = (),
         job_timeout: timedelta | None = None,
         queue_timeout: timedelta | None = None,
         patience: timedelta = timedelta(minutes=5),
@@ -88,6 +98,7 @@ class RayJobOperator(BaseOperator):
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
         self.custom_resources = dict(custom_resources or {})
+        self.same_versions = tuple(same_versions)
         self.job_timeout = job_timeout or self.execution_timeout
         self.queue_timeout = queue_timeout
         self.patience = patience
@@ -171,6 +182,11 @@ class RayJobOperator(BaseOperator):
         return 0 < last_try < _last_try(context)
 
     def _submit_and_defer(self, client: RayJobsClient, context: Context, attempt: int) -> NoReturn:
+        if self.same_versions:
+            try:
+                check_ray(self._patiently(client.version), self.same_versions)
+            except VersionMismatch as error:
+                raise AirflowFailException(str(error)) from error
         request = self._request(context, attempt)
         # Remembered first: an attempt number may be skipped, never used twice.
         remember(context, SUBMITTED, attempt)
@@ -187,11 +203,16 @@ class RayJobOperator(BaseOperator):
         ti = context["ti"]
         index = -1 if ti.map_index is None else ti.map_index
         owner = Owner(instance_id(), ti.dag_id, ti.run_id, ti.task_id, index)
+        # Not str.format: entrypoints may hold JSON.
+        entrypoint = self.entrypoint.replace("{attempt}", str(attempt))
+        env_vars = {**_as_text(self.env_vars), ATTEMPT_VARIABLE: str(attempt)}
+        if self.same_versions:
+            entrypoint = guarded(entrypoint)
+            env_vars |= guard_variables(self.same_versions)
         return JobRequest(
             submission_id=self._id(context, attempt),
-            # Not str.format: entrypoints may hold JSON.
-            entrypoint=self.entrypoint.replace("{attempt}", str(attempt)),
-            env_vars={**_as_text(self.env_vars), ATTEMPT_VARIABLE: str(attempt)},
+            entrypoint=entrypoint,
+            env_vars=env_vars,
             metadata=_as_text({**self.metadata, **owner.labels(), "airflow_try_number": ti.try_number}),
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
@@ -27,3 +29,10 @@ def test_airflow_finds_one_provider_in_it() -> None:
 def test_every_module_is_in_the_wheel() -> None:
     """The wheel holds one package; a sub-package would be left out silently."""
     assert {path.parent for path in FOLDER.rglob("*.py") if "build" not in path.parts} == {FOLDER}
+
+
+def test_the_provider_s_record_loads_without_airflow() -> None:
+    """Airflow asks for it while it is itself only half imported."""
+    code = "import sys, airflow_ray_jobs.get_provider_info as g; g.get_provider_info(); print('airflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"

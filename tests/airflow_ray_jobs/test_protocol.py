@@ -107,6 +107,7 @@ def test_provider_info_fits_airflows_schema() -> None:
     schema = json.loads((Path(airflow.__path__[0]) / "provider_info.schema.json").read_text())
     info = get_provider_info()
     jsonschema.validate(info, schema)
+    assert [decorator["name"] for decorator in info["task-decorators"]] == ["ray_job"]
 
 
 def test_the_connection_form_shows_the_token_and_tls() -> None:

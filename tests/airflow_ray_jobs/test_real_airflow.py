@@ -14,7 +14,7 @@ from tests.airflow_ray_jobs.conftest import REPOSITORY, wait_for
 
 DAGS = '''
 from datetime import timedelta
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 from airflow_ray_jobs import RayJobOperator, RayReaperOperator
 
 def job(dag_id, entrypoint, tasks=1, **settings):
@@ -33,10 +33,21 @@ job("lasts", "sleep 300")
 job("survives", "echo begun; sleep 45; echo done")
 job("short", "true", tasks=3)
 
+with DAG("decorated", schedule=None, default_args={"retry_delay": timedelta(seconds=1)}):
+    @task
+    def number():
+        return 7
+
+    @task.ray_job(retries=1, same_versions=["airflow-ray-jobs"])
+    def job(n, ti):
+        return f"""[ {{attempt}} -gt 1 ] || exit 3; echo 'RAY_JOB_RESULT {{"n": {n}, "try": {ti.try_number}}}'"""
+
+    job(number())
+
 with DAG("reaper", schedule=None):
     RayReaperOperator(task_id="reap", grace=timedelta(seconds=1), confirm_after=timedelta(seconds=2))
 '''
-DAG_IDS = {"passes", "recovers", "rejects", "lasts", "survives", "short", "reaper"}
+DAG_IDS = {"passes", "recovers", "rejects", "lasts", "survives", "short", "decorated", "reaper"}
 HEALTH_CHECK_S = 15  # a dead triggerer is missed after this; Airflow's default is 30
 
 
@@ -94,6 +105,13 @@ def test_bad_input_is_not_retried(airflow: LocalAirflow) -> None:
     assert airflow.wait_for_run("rejects", run_id, 120) == "failed"
     assert tries(airflow, "rejects", run_id) == 1
     assert "no images" in airflow.task_log("rejects", run_id, "job")
+
+
+def test_a_decorated_function(airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("decorated")
+    assert airflow.wait_for_run("decorated", run_id, 150) == "success"
+    assert airflow.xcom("decorated", run_id, "job") == {"n": 7, "try": 2}
+    assert "Same versions in Airflow and on Ray" in airflow.task_log("decorated", run_id, "job", try_number=2)
 
 
 def test_marking_failed_stops_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:
