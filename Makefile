@@ -7,10 +7,14 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock demo airflow check test test-lib test-line bench up down clean
+# The oldest Airflow that the bridge works on, with what was current then: today's FastAPI breaks it.
+OLDEST := var/airflow-oldest
+OLDEST_AIRFLOW := --exclude-newer 2025-09-15 apache-airflow==3.0.6 httpx wtforms pytest pytest-timeout
+
+.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench up down clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: .venv/ready ## the environment in .venv, every version locked (about 2 minutes, 2 GB)
 
@@ -53,6 +57,12 @@ test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real 
 
 test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more of the workers (25 minutes)
 	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/ray tests/airflow
+
+test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environment without ray and torch (12 minutes)
+	test -x $(OLDEST)/bin/python || $(BIN)/uv venv --quiet --python $(PYTHON) $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python $(OLDEST_AIRFLOW)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable lib/airflow_ray_jobs
+	RAY_PYTHON=$(CURDIR)/$(BIN)/python $(OLDEST)/bin/python -m pytest --confcutdir=tests/airflow_ray_jobs tests/airflow_ray_jobs
 
 bench: setup ## benchmarks against named peers; each prints a ratio
 	$(BIN)/python -m bench

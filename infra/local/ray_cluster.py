@@ -35,7 +35,8 @@ class LocalRay(LocalService):
 
     ``root`` keeps the token and, in ``root/logs``, every node's output and Ray's own session logs.
     ``env`` is added to the environment of the nodes, hence of every job (``PYTHONPATH``, AWS variables).
-    Ray looks for a job's programs on the ``PATH`` of its nodes: the folder of this Python comes first.
+    ``python`` is the interpreter that has ray, this one by default. Ray looks for a job's programs on the ``PATH`` of
+    its nodes: the folder of that Python comes first.
     The ports are chosen at the start. Raises :class:`infra.local.processes.LocalServiceError` when the nodes are
     not up within ``timeout_s``.
     """
@@ -48,8 +49,10 @@ class LocalRay(LocalService):
         env: Mapping[str, str] | None = None,
         object_store_bytes: int = 256 * 1024**2,
         timeout_s: float = 240,
+        python: str = sys.executable,
     ) -> None:
         self.family = ProcessFamily(root)
+        self.python = python
         self.nodes = nodes
         self.cpus_per_node = cpus_per_node
         self.object_store_bytes = object_store_bytes
@@ -158,14 +161,14 @@ class LocalRay(LocalService):
              "--runtime-env-agent-port", "--node-manager-port", "--object-manager-port"),
             free_ports(6), strict=True,
         ))  # fmt: skip
-        argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={LOOPBACK}",
+        argv = [self.python, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={LOOPBACK}",
                 f"--num-cpus={self.cpus_per_node}", f"--object-store-memory={self.object_store_bytes}",
                 "--disable-usage-stats", *arguments, *(f"{key}={port}" for key, port in ports.items())]  # fmt: skip
         self.family.start(name, argv, self._node_env())
 
     def _node_env(self) -> dict[str, str]:
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        path = [str(Path(self.python).parent), os.environ.get("PATH", os.defpath)]
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.family.root / "token")}
         # A cold start on two busy cores takes longer than the default of 15 s for a node's agents.
         patience = {"RAY_agent_register_timeout_ms": "100000"}

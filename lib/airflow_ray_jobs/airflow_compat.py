@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "BaseTrigger",
     "Context",
     "DecoratedOperator",
+    "TELLS_OF_KILLS",
     "TaskDecorator",
     "TaskDeferred",
     "TriggerEvent",
@@ -47,7 +49,11 @@ __all__ = [
     "task_state",
 ]
 
+# Whether the triggerer calls on_kill of a trigger whose task a person marked, cleared or deleted (Airflow 3.3).
+TELLS_OF_KILLS = hasattr(BaseTrigger, "on_kill")
+
 INSTANCE_VARIABLE = "airflow_ray_jobs_instance"
+SETTLE_S = 2.0  # once in the life of an Airflow
 
 
 async def connection_for_trigger(conn_id: str) -> Connection:
@@ -82,7 +88,9 @@ def instance_id() -> str:
     known = Variable.get(INSTANCE_VARIABLE, default=None)
     if known is None:
         Variable.set(INSTANCE_VARIABLE, uuid.uuid4().hex, "Labels this Airflow's Ray jobs; its reaper stops no others.")
-        known = Variable.get(INSTANCE_VARIABLE)  # what counts, if two first tasks came together
+        # Two first tasks may come together, and the later one counts: both read it when both have written.
+        time.sleep(SETTLE_S)
+        known = Variable.get(INSTANCE_VARIABLE)
     return str(known)
 
 

@@ -109,6 +109,7 @@ class RayJobOperator(BaseOperator):
         """Looks at the latest attempt, then waits for it, takes its result, or submits the next one."""
         with self._client() as client:
             attempt, info = self._latest_attempt(client, context)
+            self._refuse_another_task_s(info, context)
             stand = self._stand(context, attempt)
             step = next_step(info.status if info else None, stand)
             if step is Step.SUBMIT:
@@ -122,14 +123,18 @@ class RayJobOperator(BaseOperator):
                 else:
                     self.log.info("Adopting Ray job %s, which an earlier try submitted.", submission_id)
                 self._in_flight = submission_id
-                self._defer(submission_id, attempt, adopted=True)
+                self._defer(context, submission_id, attempt, adopted=True)
             self.log.info("Ray job %s has ended already; taking its outcome.", submission_id)
             log = self._patiently(lambda: client.log(submission_id))
         return self._finish(context, outcome_of(info, stand, submission_id, attempt, log))
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         """Continues when the trigger has fired: returns the result, fails, or submits the next attempt."""
-        outcome = Outcome.read(event)
+        said = dict(event)
+        if said.pop("try_number", None) not in (None, context["ti"].try_number):
+            # Airflow 3.0 and early 3.1 resume a retry with the event of the try that failed (apache/airflow#56704).
+            return self.execute(context)
+        outcome = Outcome.read(said)
         if outcome.step == Step.SUBMIT.value:
             self.log.info("%s, and it was not submitted by this try.", outcome.message)
             with self._client() as client:
@@ -171,6 +176,16 @@ class RayJobOperator(BaseOperator):
             attempt, info = attempt + 1, later
         return attempt, info
 
+    def _refuse_another_task_s(self, info: JobInfo | None, context: Context) -> None:
+        """Raises when the job is another task instance's, or another Airflow's that names its runs alike."""
+        submitted_by = Owner.read(info.metadata) if info else None
+        if info and submitted_by not in (None, _owner(context)):
+            raise AirflowFailException(
+                f"Ray job {info.submission_id} was submitted by {submitted_by}, in the Airflow "
+                f"{submitted_by.instance}. Give this task a submission_id of its own: it has to name the run, and the "
+                "Airflow too where several share a Ray."
+            )
+
     def _stand(self, context: Context, attempt: int) -> Stand:
         if attempt and recall(context, TAKEN) == attempt:
             return Stand.CLEARED
@@ -197,12 +212,9 @@ class RayJobOperator(BaseOperator):
         except InvalidRequest as error:
             raise AirflowFailException(f"Ray job {request.submission_id}: {error}") from error
         self.log.info("Submitted Ray job %s: %s", request.submission_id, request.entrypoint)
-        self._defer(request.submission_id, attempt, adopted=False)
+        self._defer(context, request.submission_id, attempt, adopted=False)
 
     def _request(self, context: Context, attempt: int) -> JobRequest:
-        ti = context["ti"]
-        index = -1 if ti.map_index is None else ti.map_index
-        owner = Owner(instance_id(), ti.dag_id, ti.run_id, ti.task_id, index)
         # Not str.format: entrypoints may hold JSON.
         entrypoint = self.entrypoint.replace("{attempt}", str(attempt))
         env_vars = {**_as_text(self.env_vars), ATTEMPT_VARIABLE: str(attempt)}
@@ -213,7 +225,9 @@ class RayJobOperator(BaseOperator):
             submission_id=self._id(context, attempt),
             entrypoint=entrypoint,
             env_vars=env_vars,
-            metadata=_as_text({**self.metadata, **owner.labels(), "airflow_try_number": ti.try_number}),
+            metadata=_as_text(
+                {**self.metadata, **_owner(context).labels(), "airflow_try_number": context["ti"].try_number}
+            ),
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,
             resources=self.custom_resources,
@@ -229,7 +243,7 @@ class RayJobOperator(BaseOperator):
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.custom_resources}
         return {name: amount for name, amount in wanted.items() if amount}
 
-    def _defer(self, submission_id: str, attempt: int, adopted: bool) -> NoReturn:
+    def _defer(self, context: Context, submission_id: str, attempt: int, adopted: bool) -> NoReturn:
         trigger = RayJobTrigger(
             ray_conn_id=self.ray_conn_id,
             submission_id=submission_id,
@@ -241,6 +255,7 @@ class RayJobOperator(BaseOperator):
             queue_timeout_s=self.queue_timeout.total_seconds() if self.queue_timeout else None,
             patience_s=self.patience.total_seconds(),
             wanted=self._wanted(),
+            try_number=context["ti"].try_number,
         )
         raise TaskDeferred(trigger=trigger, method_name="resume")
 
@@ -259,6 +274,11 @@ class RayJobOperator(BaseOperator):
                 raise
             except RayJobsError as error:
                 raise AirflowException(str(error)) from error
+
+
+def _owner(context: Context) -> Owner:
+    ti = context["ti"]
+    return Owner(instance_id(), ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
 
 
 def _last_try(context: Context) -> int:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from airflow_ray_jobs.airflow_compat import BaseTrigger, TriggerEvent, task_state
+from airflow_ray_jobs.airflow_compat import TELLS_OF_KILLS, BaseTrigger, TriggerEvent, task_state
 from airflow_ray_jobs.client import AsyncRayJobsClient, JobInfo
 from airflow_ray_jobs.errors import RayJobsError, RayUnreachable
 from airflow_ray_jobs.hook import RayHook
@@ -41,6 +41,7 @@ class RayJobTrigger(BaseTrigger):
     :param queue_timeout_s: seconds that this try waits for a PENDING job before it is stopped; None for no limit.
     :param patience_s: seconds without an answer from Ray after which the try fails.
     :param wanted: what the job's own process asks for, by Ray's names.
+    :param try_number: the try of the task that waits; part of the event.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class RayJobTrigger(BaseTrigger):
         job_timeout_s: float | None,
         queue_timeout_s: float | None,
         patience_s: float,
-        wanted: Mapping[str, float] | None = None,  # a task deferred before there was this has none
+        wanted: Mapping[str, float] | None = None,
+        try_number: int | None = None,
     ) -> None:
         super().__init__()
         self.ray_conn_id = ray_conn_id
@@ -66,7 +68,9 @@ class RayJobTrigger(BaseTrigger):
         self.job_timeout_s = job_timeout_s
         self.queue_timeout_s = queue_timeout_s
         self.patience_s = patience_s
+        # A task that was deferred before there were these has none.
         self.wanted = dict(wanted or {})
+        self.try_number = try_number
         self._follower = LogFollower()
         self._next_log_at = 0.0
         self._next_queue_look_at = time.monotonic() + QUEUE_LOOK_S
@@ -75,7 +79,7 @@ class RayJobTrigger(BaseTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What a triggerer needs to build this trigger again; the token stays in the connection."""
         names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "waiting_since_s",
-                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted")  # fmt: skip
+                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted", "try_number")  # fmt: skip
         return "airflow_ray_jobs.trigger.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -86,7 +90,12 @@ class RayJobTrigger(BaseTrigger):
                 outcome = await self._follow(client)
         except RayJobsError as error:
             outcome = given_up(self.submission_id, self.attempt, f"Ray job {self.submission_id}: {error}")
-        yield TriggerEvent(outcome.payload())
+        except asyncio.CancelledError:
+            # An older Airflow cancels a trigger for a kill as for a shutdown: the state of its task tells them apart.
+            if not TELLS_OF_KILLS and self.task_instance is not None:
+                await self.on_kill()
+            raise
+        yield TriggerEvent({**outcome.payload(), "try_number": self.try_number})
 
     async def on_kill(self) -> None:
         """Stops the job because a person marked the task failed or succeeded, or cleared it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 
 # Airflow reads its settings when it is first imported; these tests must not touch a person's own Airflow.
@@ -17,9 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_ray_jobs import RayJobOperator, RayJobTrigger
+from airflow_ray_jobs.airflow_compat import TaskDeferred
 from airflow_ray_jobs.client import JobInfo, RayAddress, RayJobsClient
 from airflow_ray_jobs.status import TERMINAL
 from infra.local.ray_cluster import LocalRay
@@ -34,7 +35,10 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("the token of somebody else's cluster")
     begin = time.monotonic()
-    with LocalRay(tmp_path_factory.mktemp("ray"), nodes=2, cpus_per_node=1, env={"HOME": str(home)}) as ray:
+    # Where Airflow's side has no ray, its own environment is named.
+    python = os.environ.get("RAY_PYTHON", sys.executable)
+    root = tmp_path_factory.mktemp("ray")
+    with LocalRay(root, nodes=2, cpus_per_node=1, env={"HOME": str(home)}, python=python) as ray:
         print(f"\nRay with 2 nodes up in {time.monotonic() - begin:.1f} s")
         yield ray
 
@@ -74,12 +78,12 @@ class TaskInstance:
     def begin(self, operator: RayJobOperator) -> Any:
         """Starts the next try: the result, or the trigger that the try waits for."""
         self.try_number += 1
-        return self._until_deferred(lambda: operator.execute(self.context()))
+        return self.until_deferred(lambda: operator.execute(self.context()))
 
     def resume(self, operator: RayJobOperator, trigger: RayJobTrigger) -> Any:
         """Runs the trigger to its event and continues: the result, or the next trigger."""
         event = asyncio.run(first_event(trigger))
-        return self._until_deferred(lambda: operator.resume(self.context(), event))
+        return self.until_deferred(lambda: operator.resume(self.context(), event))
 
     def run(self, operator: RayJobOperator) -> Any:
         """One whole try."""
@@ -94,7 +98,7 @@ class TaskInstance:
         store = SimpleNamespace(get=self.store.get, set=self.store.__setitem__)
         return {"ti": ti, "task_state_store": store}
 
-    def _until_deferred(self, part: Callable[[], Any]) -> Any:
+    def until_deferred(self, part: Callable[[], Any]) -> Any:
         try:
             return part()
         except TaskDeferred as deferred:

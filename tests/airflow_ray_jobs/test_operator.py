@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_ray_jobs import RayJobTrigger
+from airflow_ray_jobs.airflow_compat import AirflowException, AirflowFailException
 from airflow_ray_jobs.client import JobRequest, RayJobsClient
 from airflow_ray_jobs.owner import Owner
 from tests.airflow_ray_jobs.conftest import TaskInstance, first_event, wait_for
@@ -36,6 +37,17 @@ def test_failure_then_retry(task: TaskInstance) -> None:
         task.run(flaky)
     assert not isinstance(failed.value, AirflowFailException)
     assert task.run(flaky) == {"submission_id": "failure_then_retry-2", "status": "SUCCEEDED"}
+
+
+def test_a_retry_that_gets_the_event_of_the_failed_try(task: TaskInstance) -> None:
+    """What Airflow 3.0 and early 3.1 do (apache/airflow#56704)."""
+    flaky = task.operator("[ {attempt} -gt 1 ]")
+    event = asyncio.run(first_event(task.begin(flaky)))
+    with pytest.raises(AirflowException):
+        flaky.resume(task.context(), event)
+    task.try_number += 1
+    again = task.until_deferred(lambda: flaky.resume(task.context(), event))
+    assert task.resume(flaky, again)["submission_id"].endswith("-2")
 
 
 def test_bad_input_is_not_retried(task: TaskInstance) -> None:
@@ -92,6 +104,17 @@ def test_takes_a_result_that_is_there_but_repeats_cleared_work(task: TaskInstanc
     assert task.run(operator) == {"n": 2}  # cleared by a person: the result had been handed over
 
 
+@pytest.mark.parametrize("change", [{"instance": "another"}, {"run_id": "r2"}, {"map_index": 0}])
+def test_the_job_of_another_task_is_not_adopted(
+    task: TaskInstance, client: RayJobsClient, change: dict[str, Any]
+) -> None:
+    task.base = "shared-" + "-".join(change)
+    other = replace(Owner("this-airflow", "d", "r", "t", -1), **change)
+    client.submit(JobRequest(f"{task.base}-1", "true", {}, other.labels()))
+    with pytest.raises(AirflowFailException, match="was submitted by d.t.*submission_id of its own"):
+        task.begin(task.operator())
+
+
 def test_a_lost_attempt_is_not_used_again(task: TaskInstance) -> None:
     task.store["ray_job_attempt"] = 3
     task.try_number = 1
@@ -134,19 +157,22 @@ def test_a_connection_that_leaves_ray_open_is_refused(task: TaskInstance, monkey
 
 
 def test_the_log_arrives_while_the_job_runs_and_each_line_once(
-    task: TaskInstance, capfd: pytest.CaptureFixture[str]
+    task: TaskInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown: list[tuple[float, str]] = []
+
+    def info(text: str, *arguments: Any) -> None:
+        shown.append((time.monotonic(), text % arguments))
+
+    # Airflow's own formats differ from version to version.
+    monkeypatch.setattr(RayJobTrigger, "log", SimpleNamespace(info=info, warning=info))
     lines = "for i in 1 2 3 4 5 6; do echo line $i; sleep 1; done"
     trigger = task.begin(task.operator(lines, max_poll=timedelta(seconds=1)))
     asyncio.run(first_event(trigger))
-    shown = "".join(capfd.readouterr())
-    arrival_s = {
-        text: datetime.fromisoformat(time_stamp).timestamp()
-        for time_stamp, text in re.findall(r"^(\S+) \[info *\] (line \d|Ray job \S+ is SUCCEEDED)", shown, re.MULTILINE)
-    }
-    assert [len(re.findall(rf"\] line {i} ", shown)) for i in range(1, 7)] == [1] * 6
-    ended = next(text for text in arrival_s if text.endswith("SUCCEEDED"))
-    assert arrival_s["line 1"] < arrival_s[ended] - 2
+    assert [text for _, text in shown if text.startswith("line ")] == [f"line {i}" for i in range(1, 7)]
+    first_s = next(moment for moment, text in shown if text == "line 1")
+    ended_s = next(moment for moment, text in shown if "is SUCCEEDED" in text)
+    assert first_s < ended_s - 2
 
 
 def test_on_kill_stops_the_job_and_a_restart_does_not(task: TaskInstance, client: RayJobsClient) -> None:

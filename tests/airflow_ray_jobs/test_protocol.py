@@ -111,7 +111,7 @@ def test_provider_info_fits_airflows_schema() -> None:
 
 
 def test_the_connection_form_shows_the_token_and_tls() -> None:
-    """What Airflow's own page asks for; an Airflow that does not read the provider's info builds it from the hook."""
+    """What Airflow's own page asks for. Airflow 3.0 builds it from the hook, where wtforms is installed."""
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 
     form = next(each for each in HookMetaService.hook_meta_data() if each.connection_type == "ray")

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from airflow import __version__ as airflow_version
+from packaging.version import Version
 
 from airflow_ray_jobs.client import JobRequest, RayJobsClient
 from infra.local.airflow import LocalAirflow
@@ -48,6 +50,8 @@ with DAG("reaper", schedule=None):
     RayReaperOperator(task_id="reap", grace=timedelta(seconds=1), confirm_after=timedelta(seconds=2))
 '''
 DAG_IDS = {"passes", "recovers", "rejects", "lasts", "survives", "short", "decorated", "reaper"}
+# Whether this Airflow has a task state store: without one a new try cannot know that a person cleared the task.
+REMEMBERS = Version(airflow_version) >= Version("3.3.0")
 HEALTH_CHECK_S = 15  # a dead triggerer is missed after this; Airflow's default is 30
 
 
@@ -59,6 +63,7 @@ def airflow(local_ray: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> It
     env = {
         "PYTHONPATH": f"{REPOSITORY / 'lib'}:{REPOSITORY}",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(HEALTH_CHECK_S),
+        "AIRFLOW__API__ENABLE_XCOM_DESERIALIZE_SUPPORT": "True",  # Airflow 3.0 gives XComs as text otherwise
         **local_ray.airflow_env,
     }
     begin = time.monotonic()
@@ -90,7 +95,7 @@ def test_success_then_cleared(airflow: LocalAirflow) -> None:
     assert "is SUCCEEDED" in log
     airflow.clear_task("passes", run_id, "job")
     assert airflow.wait_for_run("passes", run_id, 120) == "success"
-    assert airflow.xcom("passes", run_id, "job") == {"uri": "s3://b/2"}
+    assert airflow.xcom("passes", run_id, "job") == {"uri": "s3://b/2" if REMEMBERS else "s3://b/1"}
 
 
 def test_a_retry_does_not_adopt_the_failed_job(airflow: LocalAirflow) -> None:
@@ -124,6 +129,7 @@ def test_marking_failed_stops_the_job(airflow: LocalAirflow, client: RayJobsClie
     print(f"\nmarked failed; Ray job stopped after {time.monotonic() - begin:.1f} s")
 
 
+@pytest.mark.skipif(not REMEMBERS, reason="an older Airflow may adopt the job instead")
 def test_clearing_stops_the_job_and_runs_the_next_attempt(airflow: LocalAirflow, client: RayJobsClient) -> None:
     run_id = airflow.trigger("lasts")
     submission_id = submitted_job(airflow, "lasts", run_id)

@@ -13,7 +13,7 @@ from airflow_ray_jobs.reaper import reap
 from airflow_ray_jobs.status import ABANDONED, CLEARED, GONE
 from tests.airflow_ray_jobs.conftest import wait_for
 
-OURS = "this-airflow"
+OURS = "airflow-of-the-reaper-s-tests"  # not the one of other tests, whose jobs may still run
 KEPT = {"scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule", "deferred",
         "awaiting_input"}  # fmt: skip
 
@@ -57,6 +57,8 @@ def jobs(client: RayJobsClient, request: pytest.FixtureRequest) -> Iterator[dict
     yield ids
     for submission_id in ids.values():
         client.stop(submission_id)
+    for submission_id in ids.values():
+        wait_for(client, submission_id)
 
 
 def running(client: RayJobsClient, jobs: dict[str, str]) -> set[str]:
