@@ -16,7 +16,7 @@ from damage_atlas.errors import InputError, ObjectNotFoundError
 from damage_atlas.faiss_index import GPU_LIMIT, ArchiveIndex, on_gpu, read_index
 from damage_atlas.images import ImageError, Limits, decode, preprocess
 from damage_atlas.neighbours import Floats
-from damage_atlas.network import DamageNet, embed_pixels, load_network, resolve_precision
+from damage_atlas.network import EmbeddingNet, embed_pixels, load_network, resolve_precision
 from damage_atlas.store import Run, Store, absolute, read_version
 from damage_atlas.store.runs import read_output, table_from_bytes
 from damage_atlas.store.versions import run_model
@@ -66,7 +66,7 @@ class Published:
         return on_gpu(self.index.faiss_index)
 
     @cached_property
-    def network(self) -> DamageNet:
+    def network(self) -> EmbeddingNet:
         """The network that made the vectors."""
         card = run_model(self.run)
         return load_network(read_output(self.run.store, card.weights), card.network)
