@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
 
-_CONFLICT_RETRIES = 5
-_READ_TRIES = 4
+_ROUNDS = 5  # of a request that boto3 has given up, 0.8 s to 51 s apart
 
 Names: TypeAlias = list[str]  # inside the classes below, `list` is a method
 
@@ -293,6 +293,10 @@ class _FolderBackend:
         return LocalFileSystem(), str(self.folder)
 
 
+class _RangeIsEmpty(Exception):
+    """The range begins beyond the object's end."""
+
+
 class _S3Backend:
     def __init__(self, bucket: str, prefix: str) -> None:
         import boto3
@@ -301,6 +305,7 @@ class _S3Backend:
 
         self.bucket = bucket
         self.prefix = prefix
+        self._has_answered = False
         # A session of its own: the default one keeps the first credentials it saw, and is not safe across threads.
         settings = Config(
             retries={"mode": "standard", "max_attempts": 8},
@@ -323,56 +328,28 @@ class _S3Backend:
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         span = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
-        for attempt in range(_READ_TRIES):
-            try:
-                data: bytes = self._client.get_object(Bucket=self.bucket, Key=self._path(key), **span)["Body"].read()
-                return data
-            except ClientError as error:
-                if _status(error) == 416:
-                    return b""
-                if _status(error) == 404:
-                    raise ObjectNotFoundError(f"s3://{self.bucket}/{self._path(key)} is not there.") from error
-                raise self._failure(key, error) from error
-            except BotoCoreError as error:
-                # boto3 repeats requests, but not one whose answer broke off after its head.
-                if attempt == _READ_TRIES - 1:
-                    raise self._failure(key, error) from error
-                time.sleep(0.2 * 4**attempt)
-        raise AssertionError
+        try:
+            # The body as well: boto3 repeats requests, but not one whose answer broke off after its head.
+            return self._ask(key, lambda path: self._get(Key=path, **span)["Body"].read(), missing_ok=False)
+        except _RangeIsEmpty:
+            return b""
+
+    def _get(self, **arguments: str) -> Any:
+        return self._client.get_object(Bucket=self.bucket, **arguments)
 
     def exists(self, key: str) -> bool:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
-            self._client.head_object(Bucket=self.bucket, Key=self._path(key))
+            self._ask(key, lambda path: self._client.head_object(Bucket=self.bucket, Key=path), missing_ok=False)
             return True
-        except ClientError as error:
-            if _status(error) == 404:
-                return False
-            raise self._failure(key, error) from error
-        except BotoCoreError as error:
-            raise self._failure(key, error) from error
+        except ObjectNotFoundError:
+            return False
 
     def create(self, key: str, data: bytes) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
+        def put(path: str) -> None:
+            self._client.put_object(Bucket=self.bucket, Key=path, Body=data, IfNoneMatch="*")
 
-        for attempt in range(_CONFLICT_RETRIES):
-            try:
-                self._client.put_object(Bucket=self.bucket, Key=self._path(key), Body=data, IfNoneMatch="*")
-                return
-            except ClientError as error:
-                if _status(error) == 412:
-                    # A PUT whose answer was lost is repeated by boto3 and then loses against itself. Whether that
-                    # happened is told by the bytes, and create_same() settles it; create() must not guess.
-                    raise ObjectExistsError(f"s3://{self.bucket}/{self._path(key)} exists already.") from error
-                if _status(error) != 409 or attempt == _CONFLICT_RETRIES - 1:
-                    raise self._failure(key, error) from error
-                time.sleep(0.1 * 2**attempt)
-            except BotoCoreError as error:
-                raise self._failure(key, error) from error
+        self._ask(key, put)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         start = self._path(prefix) + "/" if prefix else (f"{self.prefix}/" if self.prefix else "")
@@ -390,21 +367,57 @@ class _S3Backend:
         )
 
     def _pages(self, **arguments: str) -> Iterator[Any]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            paginator = self._client.get_paginator("list_objects_v2")
-            yield from paginator.paginate(Bucket=self.bucket, **arguments)
-        except (BotoCoreError, ClientError) as error:
-            raise self._failure(arguments["Prefix"].removeprefix(f"{self.prefix}/"), error) from error
+        token: dict[str, str] = {}
+        while True:
+            asked = {**arguments, **token}
+            page = self._ask(
+                arguments["Prefix"].removeprefix(f"{self.prefix}/"),
+                lambda _, asked=asked: self._client.list_objects_v2(Bucket=self.bucket, **asked),  # type: ignore[misc]
+            )
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, key: str) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
+        self._ask(key, lambda path: self._client.delete_object(Bucket=self.bucket, Key=path))
 
-        try:
-            self._client.delete_object(Bucket=self.bucket, Key=self._path(key))
-        except (BotoCoreError, ClientError) as error:
-            raise self._failure(key, error) from error
+    def _ask(self, key: str, request: Callable[[str], Any], missing_ok: bool = True) -> Any:
+        """One request, repeated while the server is away: boto3 does so for some seconds, this for some minutes.
+
+        A server that has never answered is more likely misspelt than restarting: there boto3's seconds must do.
+
+        Args:
+            missing_ok: whether 404 speaks of the bucket rather than of the object.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                answer = request(self._path(key))
+                self._has_answered = True
+                return answer
+            except ClientError as error:
+                status = _status(error)
+                if status == 412:
+                    # A PUT whose answer was lost is repeated and then loses against itself. Whether that happened is
+                    # told by the bytes, and create_same() settles it; create() must not guess.
+                    raise ObjectExistsError(f"s3://{self.bucket}/{self._path(key)} exists already.") from error
+                if status == 416:
+                    raise _RangeIsEmpty from error
+                if status == 404 and not missing_ok:
+                    raise ObjectNotFoundError(f"s3://{self.bucket}/{self._path(key)} is not there.") from error
+                may_pass = status == 409 or (status is not None and status >= 500)
+                if not may_pass or attempt == _ROUNDS:
+                    raise self._failure(key, error) from error
+            except (HTTPClientError, ConnectionError, IncompleteRead) as error:
+                if not self._has_answered or attempt == _ROUNDS:
+                    raise self._failure(key, error) from error
+            except BotoCoreError as error:
+                raise self._failure(key, error) from error
+            time.sleep(0.2 * 4**attempt)
 
     def arrow_filesystem(self) -> tuple[Any, str]:
         from pyarrow.fs import S3FileSystem
