@@ -65,7 +65,7 @@ def _ours(run: Run) -> float:
         if started is None:
             started = time.perf_counter()
         else:
-            seen += result.output.rows or 0
+            seen += (result.output.rows if result.output else 0) or 0
     assert started is not None
     return seen / (time.perf_counter() - started)
 

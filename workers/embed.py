@@ -52,7 +52,8 @@ class ForwardActor:
         for text, pixels in zip(batch["part"], batch["pixels"], strict=True):
             key, image_ids, failed, is_stored = json.loads(text)
             result = self.forward(DecodedPart(key, image_ids, pixels, failed, is_stored))
-            results.append(json.dumps({"output": result.output.model_dump(), "failed": result.failed}))
+            output = None if result.output is None else result.output.model_dump()
+            results.append(json.dumps({"key": key, "output": output, "failed": result.failed}))
         count = len(results)
         return {
             "result": np.array(results),
@@ -75,7 +76,8 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     context.wait_for_min_actors_s = _ACTORS_READY_S
     context.target_max_block_size = None  # a part stays in one piece
     spec = run.spec.settings.embed
-    on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    on_gpu = gpus >= 1
     resources = {"num_cpus": spec.threads_per_actor, "scheduling_strategy": "SPREAD"}
     items = [{"part": json.dumps({**asdict(part), "wanted": part.wanted.model_dump()})} for part in parts]
     results = (
@@ -86,7 +88,9 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
             batch_size=1,
             fn_constructor_args=(run.uri, "cuda" if on_gpu else "cpu"),
             # One part at a time: what is queued at one actor while another idles would be waited for.
-            compute=ActorPoolStrategy(size=min(spec.actors, len(parts)), max_tasks_in_flight_per_actor=1),
+            compute=ActorPoolStrategy(
+                size=min(spec.actors, len(parts), gpus or len(parts)), max_tasks_in_flight_per_actor=1
+            ),
             **resources,
             **({"num_gpus": 1} if on_gpu else {}),
         )
@@ -96,7 +100,8 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
         nodes[row["node"]] += 1
         actors[row["actor"]] += 1
         document = json.loads(str(row["result"]))
-        yield PartResult(Output(**document["output"]), tuple(document["failed"]))
+        output = None if document["output"] is None else Output(**document["output"])
+        yield PartResult(document["key"], output, tuple(document["failed"]))
     logger.info("embed: %d parts by %d actors on %d nodes", len(parts), len(actors), len(nodes))
 
 

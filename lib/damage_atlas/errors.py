@@ -4,6 +4,7 @@ AtlasError                      exit code 1, not retryable unless it says so
 ├── InputError                  exit code 2: wrong usage, bad images, nothing to do
 │   └── SpecError               exit code 2: a setting that is misspelt, out of range or changed under a run
 ├── ContractError               an artifact is missing, unfinished, or not what its digest says
+├── MachineError                retryable: this machine failed us: no memory, a process that was killed
 ├── StoreError                  retryable: the store did not answer or refused
 │   ├── ObjectNotFoundError     not retryable: nothing has that name
 │   └── ObjectExistsError       not retryable: put-if-absent lost
@@ -50,6 +51,12 @@ class SpecError(InputError):
 
 class ContractError(AtlasError):
     """An artifact is missing, unfinished, or does not match its digest."""
+
+
+class MachineError(AtlasError):
+    """This machine failed: memory ran out, or a process was killed from outside. Says nothing about the images."""
+
+    retryable_by_default = True
 
 
 class StoreError(AtlasError):

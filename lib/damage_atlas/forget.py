@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.contracts import Tombstone
-from damage_atlas.embed.part import part_bytes, read_part
-from damage_atlas.embed.plan import part_name
+from damage_atlas.embed.part import part_bytes, part_name, read_part
 from damage_atlas.errors import InputError, ObjectNotFoundError
 from damage_atlas.pipeline import run_pipeline
 from damage_atlas.store import Run, Store, read_version, start_run
-from damage_atlas.store.forgotten import bury, purged, read_forgotten
+from damage_atlas.store.forgotten import bury, note_deletion, read_forgotten
 from damage_atlas.store.runs import read_run_spec
+from damage_atlas.store.versions import read_reference, run_model
 
 __all__ = ["forget"]
 
@@ -65,10 +65,15 @@ def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, 
             logger.info("%s: sealed in %.1f s", artifact.stage, artifact.seconds)
         version = new.artifact("publish").facts["version"]
         run = new
-    deleted = _delete_what_shows_it(store, archive, tombstone, keep=run)
-    purged(store, archive, number, deleted)
-    if spec.kind == "run":
-        logger.warning("the model was trained on these images: only training again takes out what it has learnt")
+    deleted = _what_shows_it(store, archive, tombstone, keep=run)
+    note_deletion(store, archive, number, deleted)  # first, so that nothing is ever gone without a word
+    for key in deleted:
+        store.delete(key)
+    card = run_model(run)
+    if not set(tombstone.image_ids).isdisjoint(read_reference(store, card)["image_id"].to_pylist()):
+        logger.warning(
+            "model %s@%s was trained on these images and keeps their vectors: train again", card.model, card.version
+        )
     return {
         "archive": archive,
         "tombstone": number,
@@ -95,9 +100,9 @@ def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
             "prints, its path below the image folder, or its image_id."
         )
     whole = named.filter(pc.is_null(named["frame"]))["sha256"].unique()
-    gone = table.filter(
-        pc.or_(pc.is_in(table["sha256"], whole), pc.is_in(table["image_id"], named["image_id"].unique()))
-    )
+    # Of a frame, all its tiles: neighbours overlap.
+    frames = _moment(named.filter(pc.is_valid(named["frame"]))).unique()
+    gone = table.filter(pc.or_kleene(pc.is_in(table["sha256"], whole), pc.is_in(_moment(table), frames)))
     gone = gone.filter(pc.is_valid(gone["image_id"]))
     if gone.num_rows == pc.sum(pc.is_valid(table["image_id"])).as_py():
         raise InputError(f"{uri}: nothing else is left in {run.spec.archive}. Remove the whole archive instead.")
@@ -110,34 +115,38 @@ def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
     )
 
 
+def _moment(table: pa.Table) -> pa.ChunkedArray:
+    """What names a frame of a video, whatever its file is called; null for pictures."""
+    return pc.binary_join_element_wise(table["sha256"], table["frame"].cast(pa.string()), "-")
+
+
 def _shows(run: Run, tombstone: Tombstone) -> bool:
     table = run.read_table("catalog", "observations.parquet", ["image_id"])
     return bool(pc.any(pc.is_in(table["image_id"], pa.array(tombstone.image_ids))).as_py())
 
 
-def _parts_with(store: Store, archive: str, image_ids: set[str]) -> list[tuple[str, pa.Table, list[dict[str, str]]]]:
+def _parts_with(store: Store, archive: str, image_ids: set[str]) -> list[tuple[str, pa.Table]]:
     found = []
     for item in list(store.list(f"archives/{archive}/vectors")):
-        table, failed = read_part(store.read(item.key), store.uri(item.key))
+        table = read_part(store.read(item.key), store.uri(item.key))
         if not image_ids.isdisjoint(table["image_id"].to_pylist()):
-            found.append((item.key, table, failed))
+            found.append((item.key, table))
     return found
 
 
 def _replace_parts(store: Store, archive: str, image_ids: set[str]) -> None:
     """Beside each part that holds a forgotten image, one with the others: embed then passes over the first."""
-    for key, table, failed in _parts_with(store, archive, image_ids):
+    for key, table in _parts_with(store, archive, image_ids):
         kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(sorted(image_ids)))))
         if kept.num_rows:
             name = part_name(kept["image_id"].to_pylist())
-            failed = [row for row in failed if row["image_id"] not in image_ids]
-            store.create_same(f"{key.rpartition('/')[0]}/{name}", part_bytes(kept, failed))
+            store.create_same(f"{key.rpartition('/')[0]}/{name}", part_bytes(kept))
 
 
-def _delete_what_shows_it(store: Store, archive: str, tombstone: Tombstone, keep: Run) -> list[str]:
-    """Delete parts of vectors, pictures, heat maps and reports that show a forgotten image; return their keys."""
+def _what_shows_it(store: Store, archive: str, tombstone: Tombstone, keep: Run) -> list[str]:
+    """Keys of the parts of vectors, indexes, pictures, heat maps and reports that hold a forgotten image."""
     gone = set(tombstone.image_ids)
-    doomed = [key for key, _, _ in _parts_with(store, archive, gone)]
+    doomed = [key for key, _ in _parts_with(store, archive, gone)]
     for run_id in store.list_folders(f"archives/{archive}/runs"):
         key = f"archives/{archive}/runs/{run_id}"
         if key == keep.key:
@@ -150,10 +159,9 @@ def _delete_what_shows_it(store: Store, archive: str, tombstone: Tombstone, keep
         if catalog is None or not _shows(run, tombstone):
             continue
         doomed += [i.key for i in store.list(f"{key}/report") if not i.key.endswith("artifact.json")]
+        doomed += [i.key for i in store.list(f"{key}/index") if i.key.endswith("/index.faiss")]
         for item in store.list(f"{key}/explain"):
             name = item.key.rpartition("/")[2]
             if name.endswith(".jpg") and name.removesuffix(".jpg").removesuffix(".heat") in gone:
                 doomed.append(item.key)
-    for key in doomed:
-        store.delete(key)
     return doomed

@@ -320,7 +320,7 @@ def file_uri(store: Store, file: str, container: str | None = None, time_s: floa
         time_s: of a video's frame; as a media fragment (W3C), so that a player goes to it.
     """
     holder, member = (file, "") if container is None else (container, f"#{quote(file[len(container) + 1 :])}")
-    fragment = member if time_s is None else f"#t={time_s:g}"
+    fragment = member if time_s is None else f"#t={time_s:.6f}".rstrip("0").rstrip(".")
     if store.folder is None:
         return store.uri(unescape_name(holder)) + fragment
     return f"{store.root}/{quote(os.fsencode(unescape_name(holder)))}{fragment}"

@@ -86,11 +86,11 @@ def read_vectors(run: Run) -> tuple[list[str], Floats]:
             "new run."
         )
     vectors = flat.reshape(-1, dimension)
-    # A shared part may hold images of other deliveries as well.
-    keep = np.array([image_id in wanted for image_id in ids], dtype=bool)
+    # A shared part may hold images of other deliveries as well, and of two parts both may hold one.
+    keep = np.array([i in wanted and i != before for before, i in zip([None, *ids], ids, strict=False)], dtype=bool)
     return [image_id for image_id, kept in zip(ids, keep, strict=True) if kept], np.ascontiguousarray(vectors[keep])
 
 
 def _embedded_ids(run: Run) -> list[str]:
-    observations = run.read_table("catalog", "observations.parquet").select(["image_id", "status"])
+    observations = run.read_table("catalog", "observations.parquet", ["image_id", "status"])
     return list(observations.filter(pc.equal(observations["status"], "ok"))["image_id"].to_pylist())

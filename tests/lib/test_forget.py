@@ -97,7 +97,7 @@ def test_repeating_it_changes_nothing(archive: tuple[Store, Path]) -> None:
     assert sorted(item.key for item in store.list()) == before
 
 
-@pytest.mark.parametrize("step", ["_replace_parts", "run_pipeline", "_delete_what_shows_it"])
+@pytest.mark.parametrize("step", ["_replace_parts", "run_pipeline", "_what_shows_it", "note_deletion"])
 def test_an_interruption_is_made_good_by_the_same_command(
     archive: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

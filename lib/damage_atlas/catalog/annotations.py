@@ -31,9 +31,9 @@ def parse_annotations(said: Mapping[str, Any]) -> Annotations:
         try:
             if key in ("label", "labels"):
                 names = value if isinstance(value, list) else str(value).split("+")
-                found["labels"] = sorted({str(name).strip() for name in names} - {""})
+                found["labels"] = sorted({_text(name) for name in names} - {""})
             elif key in _TEXT:
-                found[key] = str(value).strip()
+                found[key] = _text(value)
             elif key in _NUMBERS:
                 number = float(value)
                 if not math.isfinite(number):
@@ -45,6 +45,12 @@ def parse_annotations(said: Mapping[str, Any]) -> Annotations:
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{key} {str(value)[:40]!r} cannot be understood") from error
     return found
+
+
+def _text(value: Any) -> str:
+    text = str(value).strip()
+    text.encode()  # half a surrogate pair, which JSON may spell, has no place in a table
+    return text
 
 
 def parse_member(name: str, data: bytes) -> Annotations:
@@ -74,6 +80,8 @@ class VideoSideCar:
         if not rows or "time_s" not in rows[0]:
             raise ValueError("wanted are the columns time_s and, say, position_m")
         self._times = [float(row["time_s"]) for row in rows]
+        if not all(map(math.isfinite, self._times)):
+            raise ValueError("a time_s is no number of seconds")
         if self._times != sorted(self._times):
             raise ValueError("time_s runs backwards")
         self._said = [parse_annotations({k: v for k, v in row.items() if k != "time_s"}) for row in rows]

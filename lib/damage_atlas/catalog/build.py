@@ -15,10 +15,10 @@ from damage_atlas.catalog.check import CheckFiles
 from damage_atlas.catalog.groups import join_groups, parse_side_car
 from damage_atlas.catalog.known import known_folder, read_known, read_part
 from damage_atlas.catalog.listing import ListedFile, Listing, list_images
-from damage_atlas.catalog.manifest import choose_files, read_manifest
+from damage_atlas.catalog.manifest import NOT_THERE, choose_files, read_manifest
 from damage_atlas.catalog.rows import contradictions, make_observations, mark_duplicates, place_of, set_columns
 from damage_atlas.catalog.splits import assign_splits
-from damage_atlas.contracts import Artifact
+from damage_atlas.contracts import FILES, Artifact
 from damage_atlas.decoding.facts import Sampling
 from damage_atlas.errors import InputError, ObjectNotFoundError
 from damage_atlas.images import Limits, file_uri
@@ -29,6 +29,7 @@ from damage_atlas.store import Run, Store
 from damage_atlas.store.forgotten import read_forgotten
 
 _NAMES_IN_FACTS: Final = 100
+_ORDER: Final = [("file", "ascending"), ("frame", "ascending")]
 _PARTS_WANTED: Final = 16  # of a small archive, so that all workers have something to do
 _SMALLEST_PART: Final = 16  # files
 
@@ -60,8 +61,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         )
     files, read = _facts_of_files(run, listing, map_parts)
     if manifest is not None:
-        named = pc.is_in(files["file"], pa.array(list(manifest[0]), pa.string()))
-        files = files.filter(pc.or_(named, pc.is_null(files["container"])))
+        files = _named_in(manifest[0], files)
     _refuse_too_many_bad(files, settings)
 
     groups, side_car = _side_car_groups(images, settings, files["file"].unique().to_pylist())
@@ -72,6 +72,9 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         settings,
         lambda file, container, time_s: file_uri(images, file, container, time_s),
     )
+    if run.spec.delivery is not None:  # a tar file may hold members of several
+        later = pc.greater(observations["delivery"], run.spec.delivery)
+        observations = observations.filter(pc.invert(pc.fill_null(later, False)))
     observations, forgotten = _without_forgotten(run, observations)
     observations = mark_duplicates(observations)
     conflicts = contradictions(observations)
@@ -116,6 +119,19 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     return stage.seal(inputs=(), counts=counts, facts=facts)
 
 
+def _named_in(manifest: dict[str, Annotations], files: pa.Table) -> pa.Table:
+    """Of tar files the members that the manifest names; a row for each that it names and that is not there."""
+    named = pc.is_in(files["file"], pa.array(list(manifest), pa.string()))
+    files = files.filter(pc.or_(named, pc.is_null(files["container"])))
+    there = set(files["file"].to_pylist())
+    lost = [
+        {"listed": name, "fingerprint": "", "file": name, "reason": "vanished", "detail": NOT_THERE}
+        for name in manifest
+        if name not in there
+    ]
+    return pa.concat_tables([files, pa.Table.from_pylist(lost, FILES)]).sort_by(_ORDER)
+
+
 def _facts_of_files(run: Run, listing: Listing, map_parts: MapParts) -> tuple[pa.Table, int]:
     """What is known of the listed files (columns as in ``contracts.FILES``), and how many had to be read for it."""
     settings = run.spec.settings.catalog
@@ -136,7 +152,7 @@ def _facts_of_files(run: Run, listing: Listing, map_parts: MapParts) -> tuple[pa
         for done in map_parts(check, parts):
             tables.append(read_part(run.store, done.key))
             progress.add(done.files, bad=done.bad)
-    return pa.concat_tables(tables).sort_by([("file", "ascending"), ("frame", "ascending")]), len(missing)
+    return pa.concat_tables(tables).sort_by(_ORDER), len(missing)
 
 
 def _one_by_one(files: list[ListedFile]) -> list[list[ListedFile]]:
@@ -279,6 +295,7 @@ def _since_previous(run: Run, observations: pa.Table) -> dict[str, Any] | None:
         return None
     settings = run.spec.settings.catalog
     columns = ["file", "sha256", "delivery"]
+    forgotten = read_forgotten(run.store, run.spec.archive).files
     before = previous.read_table("catalog", "observations.parquet", columns)
     now = dict(zip(observations["file"].to_pylist(), observations["sha256"].to_pylist(), strict=True))
     last = run.spec.delivery
@@ -286,7 +303,8 @@ def _since_previous(run: Run, observations: pa.Table) -> dict[str, Any] | None:
     expected = {
         file: digest
         for file, digest, delivery in zip(*(before[name].to_pylist() for name in columns), strict=True)
-        if last is None or settings.deliveries == "none" or delivery is None or delivery <= last
+        if file not in forgotten
+        and (last is None or settings.deliveries == "none" or delivery is None or delivery <= last)
     }
     return {
         "version": run.spec.previous_version,

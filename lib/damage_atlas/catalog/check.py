@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -73,10 +74,15 @@ class CheckFiles:
             elif listed.is_video:
                 rows = [common | row for row in self._frames(images, listed)]
             else:
+                self._refuse_too_long(listed.size_bytes or 0)
                 rows = [common | self._inspected(read_file(images, listed.file))]
         except ImageError as error:
             rows.append(common | {"reason": error.reason, "detail": error.detail})
         return rows
+
+    def _refuse_too_long(self, size_bytes: int) -> None:
+        if size_bytes > self.limits.max_bytes:
+            raise ImageError("bomb", f"{size_bytes:,} bytes, the limit is {self.limits.max_bytes:,}")
 
     def _inspected(self, data: bytes) -> FileRow:
         row: FileRow = {"size_bytes": len(data), "sha256": sha256(data)}
@@ -91,13 +97,13 @@ class CheckFiles:
         damaged_notes: dict[str, str] = {}
         end: ImageError | None = None
         try:
-            for member in read_members(images, listed):
+            for member in read_members(images, listed, self.limits.max_bytes):
                 if not member.is_note:
                     rows.append((member.stem, self._member(listed, member)))
                     continue
                 try:
                     notes.setdefault(member.stem, {}).update(parse_member(member.name, member.data))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     damaged_notes[member.stem] = f"{member.name} is not read: {error}"[:200]
         except ImageError as error:
             end = error
@@ -148,7 +154,7 @@ class CheckFiles:
         name = f"{os.path.splitext(listed.file)[0]}.csv"
         try:
             return VideoSideCar(read_file(images, name).decode("utf-8")), None
-        except ImageError:
-            return None, None  # there is none
-        except (ValueError, KeyError, TypeError) as error:
+        except ImageError as error:
+            return None, None if error.reason == "vanished" else f"{name} is not read: {error}"[:200]
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
             return None, f"{name} is not read: {error}"[:200]

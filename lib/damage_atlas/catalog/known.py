@@ -29,7 +29,7 @@ _PASSING: Final = ("vanished", "changed", "unreadable")
 
 def known_folder(archive: str, images_root: str, limits: Limits, sampling: Sampling) -> str:
     """Where facts about the files of one image folder are kept, for one way of judging them."""
-    way = [_JUDGEMENT, images_root, limits.min_side, limits.max_pixels, asdict(sampling)]
+    way = [_JUDGEMENT, images_root, limits.min_side, limits.max_pixels, limits.decode_limit_s, asdict(sampling)]
     return f"archives/{archive}/files/{hashlib.sha256(json.dumps(way).encode()).hexdigest()[:16]}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from damage_atlas.errors import InputError, StoreError
@@ -74,6 +74,7 @@ def list_images(store: Store, skip: str | None = None, on_file: Callable[[], Non
         StoreError: it cannot be read.
     """
     listing = Listing()
+    stamps: dict[str, str] = {}  # of CSV files, which may speak of a video
     if store.folder is None:
         for item in store.list():
             on_file()
@@ -81,6 +82,8 @@ def list_images(store: Store, skip: str | None = None, on_file: Callable[[], Non
                 continue
             if not item.key.endswith("/"):
                 fingerprint = f"{item.size_bytes}-{item.stamp}"
+                if _suffix(item.key) == ".csv":
+                    stamps[escape_name(item.key)] = fingerprint
                 _sort_in(listing, item.key, ListedFile(escape_name(item.key), item.size_bytes, fingerprint))
     else:
         if not store.folder.is_dir():
@@ -91,10 +94,19 @@ def list_images(store: Store, skip: str | None = None, on_file: Callable[[], Non
             if listed is None:
                 listing.ignored.append(escape_name(name))
             else:
+                if _suffix(name) == ".csv" and listed.fingerprint:
+                    stamps[listed.file] = listed.fingerprint
                 _sort_in(listing, name, listed)
+    listing.files = [_with_side_car(file, stamps) for file in listing.files]
     listing.files.sort(key=lambda listed: listed.file)
     listing.ignored.sort()
     return listing
+
+
+def _with_side_car(file: ListedFile, stamps: dict[str, str]) -> ListedFile:
+    """A video changes when the CSV beside it does."""
+    stamp = stamps.get(f"{os.path.splitext(file.file)[0]}.csv") if file.is_video else None
+    return file if stamp is None else replace(file, fingerprint=f"{file.fingerprint}+{stamp}")
 
 
 def _sort_in(listing: Listing, name: str, listed: ListedFile) -> None:

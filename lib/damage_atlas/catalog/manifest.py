@@ -14,6 +14,7 @@ from damage_atlas.errors import InputError
 from damage_atlas.store.runs import table_from_bytes
 
 _FILE_COLUMN = "file"
+NOT_THERE = "named in the manifest and not there"
 
 
 def read_manifest(data: bytes, where: str) -> dict[str, Annotations]:
@@ -59,17 +60,21 @@ def choose_files(listed: Iterable[ListedFile], manifest: dict[str, Annotations],
     Raises:
         InputError: not one of its files is there, so this is another folder's manifest.
     """
-    by_holder: dict[str, list[str]] = {}  # a file, or the tar file that a member is in -> names
-    for name in manifest:
-        holder, slash, _ = name.partition(".tar/")
-        by_holder.setdefault(f"{holder}.tar" if slash else name, []).append(name)
-    chosen = [file for file in listed if file.file in by_holder]
-    there = {file.file for file in chosen}
-    missing = [name for holder, names in by_holder.items() if holder not in there for name in names]
+    there = {file.file: file for file in listed}
+    holders = {name: _holder(name, there) for name in manifest}  # a file, or the tar file that a member is in
+    chosen = [there[name] for name in sorted({holder for holder in holders.values() if holder is not None})]
+    missing = [name for name, holder in holders.items() if holder is None]
     if manifest and not chosen:
         raise InputError(
             f"{where}: none of its {len(manifest)} files is in the image folder ({next(iter(manifest))!r}, …). Names "
             "are paths relative to that folder."
         )
-    lost = [ListedFile(name, None, None, "vanished", "named in the manifest and not there") for name in missing]
+    lost = [ListedFile(name, None, None, "vanished", NOT_THERE) for name in missing]
     return sorted(chosen + lost, key=lambda file: file.file)
+
+
+def _holder(name: str, there: dict[str, ListedFile]) -> str | None:
+    if name in there:
+        return name
+    slashes = (i for i, letter in enumerate(name) if letter == "/")
+    return next((name[:i] for i in slashes if name[:i] in there and there[name[:i]].is_tar), None)

@@ -40,8 +40,11 @@ class Member:
         return self.name.lower().endswith(_NOTE_SUFFIXES)
 
 
-def read_members(store: Store, listed: ListedFile) -> Iterator[Member]:
+def read_members(store: Store, listed: ListedFile, max_bytes: int) -> Iterator[Member]:
     """Members of a tar file that are pictures or notes, in the order of the file; each name once.
+
+    Args:
+        max_bytes: of a member; it is read as a whole.
 
     Raises:
         ImageError: not a tar file, or damaged from some member on (raised after those before it).
@@ -56,21 +59,21 @@ def read_members(store: Store, listed: ListedFile) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
             for info in tar:
-                name = escape_name(info.name)
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps what it has seen, however many there are
+                name = escape_name(info.name.removeprefix("./"))
                 is_note = name.lower().endswith(_NOTE_SUFFIXES)
                 if info.isdir() or not (is_picture_name(name) or (is_note and info.size <= _LARGEST_NOTE)):
                     continue
-                if (wrong := _what_is_wrong(info, name in seen, size)) is None:
+                if (wrong := _what_is_wrong(info, name in seen, size, max_bytes)) is None:
                     tar_data = tar.extractfile(info)
                     assert tar_data is not None
                     yield Member(name, info.offset_data, tar_data.read())
                 elif not is_note:
-                    number = f"-{info.offset}" if name in seen else ""
-                    yield Member(f"{_harmless(name)}{number}", info.offset_data, error=wrong)
+                    # Its place makes the name its own, whatever it says.
+                    yield Member(f"{_harmless(name)}-{info.offset}", info.offset_data, error=wrong)
                 seen.add(name)
-                tar.members.clear()  # type: ignore[attr-defined]  # it keeps what it has seen, however many there are
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise ImageError("corrupt", f"not a tar file that can be read ({error})") from error
     # tarfile takes a damaged header for the end.
     stream.seek(end)
@@ -80,7 +83,7 @@ def read_members(store: Store, listed: ListedFile) -> Iterator[Member]:
         raise ImageError("truncated", f"the tar file ends at byte {size:,}, inside a member")
 
 
-def _what_is_wrong(info: tarfile.TarInfo, is_repeated: bool, tar_size: int) -> ImageError | None:
+def _what_is_wrong(info: tarfile.TarInfo, is_repeated: bool, tar_size: int, max_bytes: int) -> ImageError | None:
     if not info.isreg() or info.issparse():
         return ImageError("unsafe_member", "a link, a device or a sparse file")
     if info.name.startswith("/") or any(part in ("", ".", "..") for part in info.name.removeprefix("./").split("/")):
@@ -89,6 +92,8 @@ def _what_is_wrong(info: tarfile.TarInfo, is_repeated: bool, tar_size: int) -> I
         return ImageError("unsafe_member", "an earlier member has the same name")
     if info.offset_data + info.size > tar_size:
         return ImageError("truncated", "the tar file ends inside this member")
+    if info.size > max_bytes:
+        return ImageError("bomb", f"{info.size:,} bytes, the limit is {max_bytes:,}")
     return None
 
 

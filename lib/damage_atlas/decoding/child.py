@@ -18,7 +18,7 @@ from damage_atlas.decoding.facts import Limits, Pixels, Sampling
 from damage_atlas.decoding.faults import DECODER_FAULTS, ImageError
 from damage_atlas.decoding.pictures import decode, inspect
 
-_LENGTHS = struct.Struct(">II")
+_LENGTHS = struct.Struct(">IQ")
 
 
 def write_message(stream: BinaryIO, document: dict[str, Any], data: bytes | memoryview = b"") -> None:

@@ -30,6 +30,7 @@ class Limits:
     min_side: int = 8  # pixels
     max_pixels: int = 300_000_000
     decode_limit_s: float = 60.0
+    max_bytes: int = 2 << 30  # of a picture's file: it is read as a whole
 
     @classmethod
     def of(cls, settings: HasLimits) -> Limits:

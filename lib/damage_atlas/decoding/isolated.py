@@ -23,6 +23,7 @@ import numpy as np
 from damage_atlas.decoding.child import read_message, write_message
 from damage_atlas.decoding.facts import DEFAULT_LIMITS, Limits, PictureFacts, Pixels, Sampling, VideoFacts
 from damage_atlas.decoding.faults import ImageError
+from damage_atlas.errors import MachineError
 
 _PIPE_BYTES: Final = 1 << 20  # what Linux grants to anyone; most pictures then travel in one write
 _TRIES: Final = 2  # a process that was killed from outside says nothing about the file
@@ -33,6 +34,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
 
     Raises:
         ImageError: as there; or the decoder crashed, or took longer than ``limits.decode_limit_s``.
+        MachineError: the process was killed from outside, or cannot be started.
     """
     return _pixels(*_ask({"op": "decode"}, limits, data))
 
@@ -74,7 +76,7 @@ class VideoFrames:
             return _pixels(*_checked(*self._child.ask(request, b"")))
         except _ChildDied as died:
             self._child = None
-            raise died.as_image_error(self.limits) from died
+            raise died.as_error(self.limits) from died
 
 
 class _ChildDied(Exception):
@@ -82,11 +84,19 @@ class _ChildDied(Exception):
         super().__init__(code)
         self.code = code
 
-    def as_image_error(self, limits: Limits) -> ImageError:
+    def as_error(self, limits: Limits) -> ImageError | MachineError:
+        if self.code in (-signal.SIGKILL, -signal.SIGTERM):
+            return MachineError(
+                "a decoder was killed, most likely because memory ran out. Give the machine more, then try again."
+            )
+        if self.code >= 0:
+            return MachineError(
+                f"a decoder could not be started (exit code {self.code}). Check the installation: "
+                "python -m damage_atlas.decoding.child must start without a message."
+            )
         if self.code == -signal.SIGALRM:
             return ImageError("hang", f"the decoder took longer than {limits.decode_limit_s:g} s")
-        name = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
-        return ImageError("crash", f"the decoder ended by {name}")
+        return ImageError("crash", f"the decoder ended by {signal.Signals(-self.code).name}")
 
 
 class _Child:
@@ -94,7 +104,8 @@ class _Child:
         # The caller's module path as it is now: Ray adds to it at run time.
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "damage_atlas.decoding.child"],
+            # -P: what lies in the folder where someone started us is not ours to import.
+            [sys.executable, "-P", "-m", "damage_atlas.decoding.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -176,8 +187,8 @@ def _ask(request: dict[str, Any], limits: Limits, data: bytes = b"") -> tuple[di
             with _borrowed() as child:
                 return _checked(*child.ask(request, data))
         except _ChildDied as died:
-            error = died.as_image_error(limits)
-            if error.reason == "hang" or attempt == _TRIES - 1:
+            error = died.as_error(limits)
+            if died.code == -signal.SIGALRM or attempt == _TRIES - 1:
                 raise error from died
     raise AssertionError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,7 +21,10 @@ _OPTIONS: Final = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,ogg,flv,dv,mxf",
 }
+_HOPELESS = 1000  # damaged packets in a row
 _THUMBNAIL = 32  # pixels a side: what scene changes are looked for in
+_ROUNDING_S = 1e-6  # times are told to the microsecond
+_STEP_BACK_S = 2.0
 _SEEK_BEYOND_S = 20.0  # decoding on is cheaper than seeking to a key frame that lies before us
 
 
@@ -42,9 +46,9 @@ def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Calla
         decoder = _Decoder(container, stream)
         for frame in decoder:
             on_frame()
-            time_s = _time_of(frame, stream)
+            time_s = _time_at(frame.pts, stream)
             size = size if chosen else _upright_size(frame)
-            if time_s < due:
+            if time_s < due - _ROUNDING_S:
                 continue
             if sampling.scene_change is not None:
                 small = frame.to_ndarray(width=_THUMBNAIL, height=_THUMBNAIL, format="gray").astype(np.float32) / 255
@@ -53,7 +57,7 @@ def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Calla
                 seen = small
                 due = time_s + sampling.every_s
             else:
-                due = (time_s // sampling.every_s + 1) * sampling.every_s
+                due = (math.floor(time_s / sampling.every_s + 1e-6) + 1) * sampling.every_s
             chosen.append((int(frame.pts), time_s))
         if not chosen:
             raise ImageError("corrupt", f"no frame can be decoded ({decoder.damaged} damaged packets)")
@@ -65,8 +69,12 @@ class VideoReader:
     """Frames of one video, best asked for in the order of time: the decoder goes on from where it is."""
 
     def __init__(self, path: str, limits: Limits) -> None:
-        self._container = _opened(path)
-        self._stream = _stream(self._container, limits)
+        self._path, self._limits = path, limits
+        self._begin()
+
+    def _begin(self) -> None:
+        self._container = _opened(self._path)
+        self._stream = _stream(self._container, self._limits)
         self._frames = iter(_Decoder(self._container, self._stream))
         self._at: int | None = None
 
@@ -80,22 +88,38 @@ class VideoReader:
         Raises:
             ImageError: there is no such frame any more.
         """
-        ahead_s = 0.0 if self._at is None else float((pts - self._at) * self._stream.time_base)
-        if self._at is None or not 0 < ahead_s < _SEEK_BEYOND_S:
-            self._container.seek(pts, stream=self._stream)  # to the key frame before it
-            self._frames = iter(_Decoder(self._container, self._stream))
-        for frame in self._frames:
-            on_frame()
-            self._at = int(frame.pts)
-            if self._at == pts:
-                return _rgb(frame)
-            if self._at > pts:
-                break
-        raise ImageError("changed", f"the frame with timestamp {pts} is not there")
+        back_s = 0.0
+        if self._at is None or not 0 < float((pts - self._at) * self._stream.time_base) < _SEEK_BEYOND_S:
+            self._seek(pts, back_s)
+        while True:
+            for frame in self._frames:
+                on_frame()
+                passed = self._at = int(frame.pts)
+                if passed == pts:
+                    return _rgb(frame)
+                if passed > pts:
+                    break
+            # Containers without an exact table of key frames take us beyond the frame: further back, at last to
+            # the beginning, which some reach by no seek at all.
+            if back_s == math.inf:
+                raise ImageError("changed", f"the frame with timestamp {pts} is not there")
+            back_s = max(2 * back_s, _STEP_BACK_S)
+            if back_s >= _time_at(pts, self._stream):
+                back_s = math.inf
+            self._seek(pts, back_s)
+
+    def _seek(self, pts: int, back_s: float) -> None:
+        if back_s == math.inf:
+            self._container.close()
+            self._begin()
+            return
+        start = self._stream.start_time or 0
+        self._container.seek(max(pts - int(back_s / self._stream.time_base), start), stream=self._stream)
+        self._frames = iter(_Decoder(self._container, self._stream))
 
 
 class _Decoder:
-    """Frames in the order of display; a packet that cannot be decoded is counted, not raised."""
+    """Frames in the order of display; packets that cannot be decoded and frames without a time are counted."""
 
     def __init__(self, container: Any, stream: Any) -> None:
         self.container, self.stream = container, stream
@@ -103,17 +127,19 @@ class _Decoder:
 
     def __iter__(self) -> Iterator[Any]:
         packets = self.container.demux(self.stream)
-        while True:
+        in_a_row = 0
+        while in_a_row < _HOPELESS:
             try:
-                packet = next(packets)
-                frames = packet.decode()
-            except StopIteration:
+                frames = next(packets).decode()
+                in_a_row = 0
+            except (StopIteration, av.error.EOFError):
                 return
-            except (av.error.EOFError, av.error.InvalidDataError) as error:
-                if isinstance(error, av.error.EOFError):
-                    return
+            except av.error.InvalidDataError:
                 self.damaged += 1
+                in_a_row += 1
+                packets = self.container.demux(self.stream)  # an error ends the iterator, not the file
                 continue
+            self.damaged += sum(frame.pts is None for frame in frames)
             yield from (frame for frame in frames if frame.pts is not None)
 
 
@@ -136,8 +162,8 @@ def _stream(container: Any, limits: Limits) -> Any:
     return stream
 
 
-def _time_of(frame: Any, stream: Any) -> float:
-    return round(float((frame.pts - (stream.start_time or 0)) * stream.time_base), 6)
+def _time_at(pts: int, stream: Any) -> float:
+    return round(float((pts - (stream.start_time or 0)) * stream.time_base), 6)
 
 
 def _upright_size(frame: Any) -> tuple[int, int]:

@@ -52,5 +52,6 @@ def embed_archive(run: Run, embed_parts: EmbedParts = embed_in_threads) -> Artif
     with Progress("embed", "images", len(plan.new_ids)) as progress:
         for result in embed_parts(run, plan.parts):
             results.append(result)
-            progress.add(result.output.rows or 0, len(result.failed))
+            rows = 0 if result.output is None else result.output.rows or 0
+            progress.add(rows + len(result.failed), len(result.failed))
     return seal_embedding(run, stage, plan, results)

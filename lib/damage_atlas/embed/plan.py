@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from damage_atlas.contracts import OBSERVATIONS, ModelCard, Output
-from damage_atlas.embed.part import read_part
+from damage_atlas.embed.part import part_name, read_part
 from damage_atlas.errors import ContractError, InputError
 from damage_atlas.images import SOURCE_COLUMNS
 from damage_atlas.parts import plan_parts
@@ -73,12 +72,12 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
     """Plan the run's embedding, or read the plan an earlier attempt has stored."""
     card = model_of(run)
     folder = vectors_folder(run.spec.archive, card)
+    gone = read_forgotten(run.store, run.spec.archive).image_ids
+    if gone and not gone.isdisjoint(_image_ids(run)):
+        raise InputError(f"{run.uri}: images were forgotten since its catalog was made. Start a new run.")
     stored = stage.stored_plan()
     if stored is None:
         wanted = unique_images(run)
-        gone = read_forgotten(run.store, run.spec.archive).image_ids
-        if not gone.isdisjoint(wanted["image_id"].to_pylist()):
-            raise InputError(f"{run.uri}: images were forgotten since its catalog was made. Start a new run.")
         reused, known = _parts_of_use(run.store, folder, set(wanted["image_id"].to_pylist()), gone)
         missing = wanted.filter(pc.invert(pc.is_in(wanted["image_id"], pa.array(sorted(known), pa.string()))))
         size = card.preprocessing["size"]
@@ -103,6 +102,10 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
         for part in plan_parts(len(ids), stored["rows_per_part"])
     )
     return EmbedPlan(card, tuple(Output(**part) for part in stored["reused"]), parts, frozenset(ids))
+
+
+def _image_ids(run: Run) -> set[str]:
+    return set(run.read_table("catalog", "observations.parquet", ["image_id"])["image_id"].to_pylist())
 
 
 def unique_images(run: Run) -> pa.Table:
@@ -130,8 +133,9 @@ def _parts_of_use(store: Store, folder: str, wanted: set[str], gone: set[str]) -
     known: set[str] = set()
     for item in store.list(folder):
         data = store.read(item.key)
-        ids = read_part(data, store.uri(item.key))[0]["image_id"].to_pylist()
-        if not wanted.isdisjoint(ids) and gone.isdisjoint(ids):
+        ids = read_part(data, store.uri(item.key))["image_id"].to_pylist()
+        # Of parts that overlap, as runs make them that plan side by side, one is enough.
+        if any(i in wanted and i not in known for i in ids) and gone.isdisjoint(ids):
             reused.append(Output(key=item.key, sha256=sha256(data), size_bytes=len(data), rows=len(ids)))
             known.update(ids)
     return reused, known
@@ -143,8 +147,3 @@ def _table_by_parts(images: pa.Table, rows_per_part: int) -> bytes:
     with pq.ParquetWriter(sink, _WANTED, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(images.cast(_WANTED), row_group_size=rows_per_part)
     return sink.getvalue()
-
-
-def part_name(ids: list[str]) -> str:
-    """The name of the part that holds these images, in this order."""
-    return f"vectors-{hashlib.sha256(chr(10).join(ids).encode()).hexdigest()[:32]}.parquet"

@@ -19,7 +19,7 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
     Raises:
         ContractError: a part is missing.
     """
-    made = {result.output.key: result for result in results}
+    made = {result.key: result for result in results}
     lost = [part.key for part in plan.parts if part.key not in made]
     if lost:
         raise ContractError(
@@ -29,9 +29,11 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
         )
     for part in plan.reused:
         stage.adopt(part.key.rsplit("/", 1)[1], part)
-    for key, result in made.items():
-        stage.adopt(key.rsplit("/", 1)[1], result.output)
+    for result in made.values():
+        if result.output is not None:
+            stage.adopt(result.output.key.rsplit("/", 1)[1], result.output)
     failed = {row["image_id"]: row for result in results for row in result.failed}
+    _refuse_too_many_failed(run, failed, plan.new_ids)
     rows = [{**failed[i], "stage": "embed"} for i in sorted(failed)]
     stage.write_table("failed.parquet", pa.Table.from_pylist(rows, FAILED))
 
@@ -49,6 +51,18 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
             "images_embedded": len(new) - len(failed),
             "ledger": ledger.model_dump(),
         },
+    )
+
+
+def _refuse_too_many_failed(run: Run, failed: dict[str, dict[str, str]], new: frozenset[str]) -> None:
+    share = run.spec.settings.catalog.max_quarantined_share
+    if not failed or len(failed) <= share * len(new):
+        return
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(row["reason"] for row in failed.values()).items())
+    raise ContractError(
+        f"{run.uri}: {len(failed)} of {len(new)} new images could be read by the catalog and not any more ({reasons}); "
+        f"catalog.max_quarantined_share is {share:g}. Check that {run.spec.images} is mounted, then run embed again.",
+        retryable=True,
     )
 
 

@@ -11,20 +11,29 @@ import pyarrow as pa
 import torch
 
 from damage_atlas.contracts import Output, vectors_schema
-from damage_atlas.embed.part import Failures, part_bytes, read_part
+from damage_atlas.embed.part import part_bytes, part_name, read_part
 from damage_atlas.embed.plan import VectorPart, model_of
+from damage_atlas.errors import ObjectExistsError
 from damage_atlas.images import ImageError, Limits, PhotoReader, Pixels, Source, preprocess
 from damage_atlas.network import embed_pixels, load_network, resolve_precision
 from damage_atlas.store import Run, Store
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import read_output
 
+Failures = list[dict[str, str]]  # image_id, reason, detail
+
 
 @dataclass(frozen=True)
 class PartResult:
-    """A part that is in the store: its object, and the images that could not be embedded."""
+    """A part that was worked through: its object in the store, and the images that could not be embedded.
 
-    output: Output
+    Attributes:
+        key: as planned.
+        output: named by the images it holds; None where it would hold none.
+    """
+
+    key: str
+    output: Output | None
     failed: tuple[dict[str, str], ...]  # image_id, reason, detail
 
 
@@ -101,7 +110,9 @@ class ForwardPart:
         """The part in the store."""
         store = self.run.store
         if decoded.is_stored:
-            return _stored(store, decoded.key, store.read(decoded.key))
+            return PartResult(decoded.key, _described(store, decoded.key, store.read(decoded.key)), ())
+        if not decoded.image_ids:
+            return PartResult(decoded.key, None, tuple(decoded.failed))
         # Per thread: torch keeps the number of threads for each of the callers' threads.
         torch.set_num_threads(self.spec.threads_per_actor)
         vectors = embed_pixels(self.network, decoded.pixels_NSSC, self.spec.batch_size, self.dtype)
@@ -113,9 +124,14 @@ class ForwardPart:
             ],
             schema=vectors_schema(size),
         )
-        data = part_bytes(table, decoded.failed)
-        store.create_same(decoded.key, data)
-        return _stored(store, decoded.key, data)
+        # A part that lacks images has another name, so that whoever plans these images again tries them again.
+        key = f"{decoded.key.rpartition('/')[0]}/{part_name(decoded.image_ids)}"
+        data = part_bytes(table)
+        try:
+            store.create(key, data)
+        except ObjectExistsError:
+            data = store.read(key)  # another's vectors, maybe from another kind of machine: one of them counts
+        return PartResult(decoded.key, _described(store, key, data), tuple(decoded.failed))
 
 
 class EmbedPart:
@@ -135,7 +151,6 @@ class EmbedPart:
         return forward(decode(part))
 
 
-def _stored(store: Store, key: str, data: bytes) -> PartResult:
-    table, failed = read_part(data, store.uri(key))
-    output = Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=table.num_rows)
-    return PartResult(output, tuple(failed))
+def _described(store: Store, key: str, data: bytes) -> Output:
+    rows = read_part(data, store.uri(key)).num_rows
+    return Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=rows)

@@ -24,6 +24,11 @@ class Forgotten:
         return {digest for tombstone in self.tombstones.values() for digest in tombstone.sha256}
 
     @property
+    def files(self) -> set[str]:
+        """Names of files, as they were then."""
+        return {file for tombstone in self.tombstones.values() for file in tombstone.files}
+
+    @property
     def image_ids(self) -> set[str]:
         """Images."""
         return {image_id for tombstone in self.tombstones.values() for image_id in tombstone.image_ids}
@@ -64,8 +69,8 @@ def bury(store: Store, archive: str, tombstone: Tombstone) -> int:
             continue  # another took the number
 
 
-def purged(store: Store, archive: str, number: int, deleted: list[str]) -> None:
-    """Note what was deleted for a tombstone: readers of older versions then say why it is gone."""
+def note_deletion(store: Store, archive: str, number: int, deleted: list[str]) -> None:
+    """Note what is deleted for a tombstone: readers of older versions then say why it is gone."""
     if deleted:
         data = json.dumps({"deleted": deleted}, indent=1).encode()
         for part in range(1, 1000):  # the command may have been repeated

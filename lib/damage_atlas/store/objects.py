@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
 
+_answered: set[tuple[str, str]] = set()  # endpoints and buckets that this process has reached
 _ROUNDS = 5  # of a request that boto3 has given up, 0.8 s to 51 s apart
 
 Names: TypeAlias = list[str]  # inside the classes below, `list` is a method
@@ -275,8 +275,13 @@ class _FolderBackend:
         base = self.folder / prefix if prefix else self.folder
         if not base.is_dir():
             return
-        for path in sorted(p for p in base.rglob("*") if not p.name.startswith(".part-") and p.is_file()):
-            status = path.stat()
+        for path in sorted(p for p in base.rglob("*") if not p.name.startswith(".part-")):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            if not stat.S_ISREG(status.st_mode):
+                continue
             yield ObjectInfo(path.relative_to(self.folder).as_posix(), status.st_size, file_stamp(status))
 
     def list_folders(self, prefix: str) -> Names:
@@ -305,7 +310,6 @@ class _S3Backend:
 
         self.bucket = bucket
         self.prefix = prefix
-        self._has_answered = False
         # A session of its own: the default one keeps the first credentials it saw, and is not safe across threads.
         settings = Config(
             retries={"mode": "standard", "max_attempts": 8},
@@ -324,6 +328,10 @@ class _S3Backend:
                 "AWS_DEFAULT_REGION."
             ) from error
 
+    @property
+    def _where(self) -> tuple[str, str]:
+        return self._client.meta.endpoint_url, self.bucket
+
     def _path(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
@@ -331,7 +339,7 @@ class _S3Backend:
         span = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
         try:
             # The body as well: boto3 repeats requests, but not one whose answer broke off after its head.
-            return self._ask(key, lambda path: self._get(Key=path, **span)["Body"].read(), missing_ok=False)
+            return self._ask(key, lambda path: self._get(Key=path, **span)["Body"].read(), names_object=True)
         except _RangeIsEmpty:
             return b""
 
@@ -340,7 +348,7 @@ class _S3Backend:
 
     def exists(self, key: str) -> bool:
         try:
-            self._ask(key, lambda path: self._client.head_object(Bucket=self.bucket, Key=path), missing_ok=False)
+            self._ask(key, lambda path: self._client.head_object(Bucket=self.bucket, Key=path), names_object=True)
             return True
         except ObjectNotFoundError:
             return False
@@ -382,22 +390,23 @@ class _S3Backend:
     def delete(self, key: str) -> None:
         self._ask(key, lambda path: self._client.delete_object(Bucket=self.bucket, Key=path))
 
-    def _ask(self, key: str, request: Callable[[str], Any], missing_ok: bool = True) -> Any:
+    def _ask(self, key: str, request: Callable[[str], Any], names_object: bool = False) -> Any:
         """One request, repeated while the server is away: boto3 does so for some seconds, this for some minutes.
 
         A server that has never answered is more likely misspelt than restarting: there boto3's seconds must do.
 
         Args:
-            missing_ok: whether 404 speaks of the bucket rather than of the object.
+            names_object: whether 404 speaks of the object; else it speaks of the bucket.
         """
         from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+        from urllib3.exceptions import HTTPError  # botocore lets some faults within a body through as they are
 
         attempt = 0
         while True:
             attempt += 1
             try:
                 answer = request(self._path(key))
-                self._has_answered = True
+                _answered.add(self._where)
                 return answer
             except ClientError as error:
                 status = _status(error)
@@ -407,13 +416,13 @@ class _S3Backend:
                     raise ObjectExistsError(f"s3://{self.bucket}/{self._path(key)} exists already.") from error
                 if status == 416:
                     raise _RangeIsEmpty from error
-                if status == 404 and not missing_ok:
+                if status == 404 and names_object:
                     raise ObjectNotFoundError(f"s3://{self.bucket}/{self._path(key)} is not there.") from error
-                may_pass = status == 409 or (status is not None and status >= 500)
+                may_pass = status in (408, 409, 429) or (status is not None and status >= 500)
                 if not may_pass or attempt == _ROUNDS:
                     raise self._failure(key, error) from error
-            except (HTTPClientError, ConnectionError, IncompleteRead) as error:
-                if not self._has_answered or attempt == _ROUNDS:
+            except (HTTPClientError, ConnectionError, HTTPError) as error:
+                if self._where not in _answered or attempt == _ROUNDS:
                     raise self._failure(key, error) from error
             except BotoCoreError as error:
                 raise self._failure(key, error) from error

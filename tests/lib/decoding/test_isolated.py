@@ -16,6 +16,7 @@ import pytest
 from damage_atlas.decoding import isolated, pictures
 from damage_atlas.decoding.facts import Limits
 from damage_atlas.decoding.faults import ImageError
+from damage_atlas.errors import MachineError
 from damage_atlas.images import encode_jpeg, encode_png
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -62,6 +63,35 @@ def test_a_crash_costs_one_file(monkeypatch: pytest.MonkeyPatch, number: int, sa
             isolated.decode(encode_png(PICTURE))
     assert caught.value.reason == "crash" and said in caught.value.detail
     assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_again_and_again_speaks_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def kill(child: isolated._Child, request: object, data: bytes) -> object:
+        os.kill(child.process.pid, number)
+        raise isolated._ChildDied(child._ended())
+
+    monkeypatch.setattr(isolated._Child, "ask", kill)
+    with pytest.raises(MachineError) as caught:
+        isolated.decode(encode_png(PICTURE))
+    assert caught.value.retryable
+
+
+def test_a_process_that_cannot_start_speaks_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated._close_idle()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(MachineError, match="could not be started"):
+        isolated.decode(encode_png(PICTURE))
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("simplejpeg", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\nraise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    isolated._close_idle()
+    assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE) and not (tmp_path / "owned").exists()
 
 
 def test_a_hang_costs_one_file() -> None:
