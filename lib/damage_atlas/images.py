@@ -45,7 +45,6 @@ __all__ = [
     "local_copy",
     "preprocess",
     "read_file",
-    "shrink",
     "unescape_name",
 ]
 
@@ -112,17 +111,8 @@ def preprocess(pixels: Pixels, size: int = 160) -> Pixels:
 
     The aspect ratio is given up, as in the paper: nothing of the picture is cut off.
     """
-    import torch  # here, because the catalog looks at pictures and needs no network
-
-    # Its bilinear filter is Pillow's, to one grey value, at nearly three times the speed.
-    image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def shrink(pixels: Pixels, size: int) -> Pixels:
-    """Resize H x W x 3 pixels to size x size x 3 for people to look at; needs no torch."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
+    # Averages whole blocks first where the picture is much larger; bilinear on top is antialiased in Pillow.
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 

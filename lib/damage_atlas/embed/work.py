@@ -67,7 +67,6 @@ class DecodePart:
 
     def __call__(self, part: VectorPart) -> DecodedPart:
         """The part's pixels; images that cannot be read any more are among ``failed``."""
-        torch.set_num_threads(1)  # resizing; of this thread alone
         shape = (self.size, self.size, 3)
         if self.run.store.exists(part.key):
             return DecodedPart(part.key, [], np.empty((0, *shape), np.uint8), [], is_stored=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from damage_atlas.images import ImageError, Limits, PhotoReader, Source, encode_jpeg, shrink
+from damage_atlas.images import ImageError, Limits, PhotoReader, Source, encode_jpeg, preprocess
 from damage_atlas.parts import MapParts
 from damage_atlas.progress import Progress
 from damage_atlas.report.facts import Point
@@ -67,7 +67,7 @@ def _read_part(part: _Part) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     with PhotoReader(part.images_root, part.limits) as reader:
         for i, (_, source) in enumerate(part.wanted):
             try:
-                pixels_NSSC[i] = shrink(reader.read(source), part.size)
+                pixels_NSSC[i] = preprocess(reader.read(source), part.size)
             except ImageError:
                 readable_N[i] = False
     return pixels_NSSC, readable_N

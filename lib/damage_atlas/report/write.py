@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from damage_atlas.contracts import Artifact
-from damage_atlas.images import Limits, shrink
+from damage_atlas.images import Limits, preprocess
 from damage_atlas.parts import MapParts, map_in_threads
 from damage_atlas.report.assets import assets_table
 from damage_atlas.report.facts import Cluster, Facts, Point
@@ -130,4 +130,4 @@ def _draw_rows(facts: Facts, pictures: dict[str, bytes], title: str, heat: bool)
 
 def _pixels(picture: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(picture)) as image:
-        return shrink(np.asarray(image.convert("RGB")), _FIGURE_CELL_PX)
+        return preprocess(np.asarray(image.convert("RGB")), _FIGURE_CELL_PX)
