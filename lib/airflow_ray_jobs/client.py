@@ -7,17 +7,19 @@ Source: the routes of ``ray/dashboard/modules/job/job_head.py`` and the header o
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from airflow_ray_jobs.errors import InvalidConnection, InvalidRequest, RayRefused, RayUnreachable
+
+Parsed = TypeVar("Parsed")
 
 TIMEOUT_S = 30.0  # of one call; a head under load takes seconds to accept a job
 
@@ -28,12 +30,33 @@ class RayAddress:
 
     With https, ``verify`` says whether the server's certificate is checked, and ``ca_file`` against whose: a PEM file
     on this machine; empty for the certificates that httpx brings.
+
+    Raises :class:`InvalidConnection` when the URL is none of HTTP, or no header can carry the token, which is not
+    quoted.
     """
 
     url: str
     token: str = field(default="", repr=False)
     verify: bool = True
     ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise InvalidConnection("Ray's address is no URL. Mend host and port of its Airflow connection.") from error
+        if url.userinfo:
+            raise InvalidConnection(
+                f"The address of Ray at {url.host} names a user. Ray knows none: put its token into the password of "
+                "the Airflow connection, and the host alone into the host."
+            )
+        if url.scheme not in ("http", "https") or not url.host:
+            raise InvalidConnection(f"Ray cannot be reached at {self.url}: the schema has to be http or https.")
+        if not (self.token.isascii() and self.token.isprintable()):
+            raise InvalidConnection(
+                f"The token for Ray at {self.url} holds a character that no header can carry: a line break, or one "
+                "beyond ASCII. Copy it into the password of the Airflow connection again."
+            )
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,7 @@ class RayJobsClient:
 
     def version(self) -> str:
         """Ray's version."""
-        return str(self._call("GET", "/api/version").json()["ray_version"])
+        return str(_parsed(self._address, self._call("GET", "/api/version"), dict).get("ray_version") or "unknown")
 
     def submit(self, request: JobRequest) -> None:
         """Submits the job. If a job with this id is already there, it is left as it is: that one is meant.
@@ -117,17 +140,20 @@ class RayJobsClient:
     def job(self, submission_id: str) -> JobInfo | None:
         """What Ray knows about the job; None when it knows no such job."""
         response = self._call("GET", _job_path(submission_id))
-        return None if response.status_code == 404 else JobInfo.read(response.json())
+        return None if response.status_code == 404 else JobInfo.read(_parsed(self._address, response, dict))
 
     def jobs(self) -> list[JobInfo]:
         """All jobs that Ray remembers, those that were not submitted through the Jobs API left out."""
-        found = [JobInfo.read(fields) for fields in self._call("GET", "/api/jobs/").json()]
+        listed = _parsed(self._address, self._call("GET", "/api/jobs/"), list)
+        found = [JobInfo.read(fields) for fields in listed]
         return [job for job in found if job.submission_id]
 
     def log(self, submission_id: str) -> str:
         """The whole log of the job so far; empty when the job or its node is gone."""
         response = self._call("GET", _job_path(submission_id) + "/logs")
-        return "" if response.status_code == 404 else str(response.json().get("logs") or "")
+        if response.status_code == 404:
+            return ""
+        return str(_parsed(self._address, response, dict).get("logs") or "")
 
     def stop(self, submission_id: str) -> None:
         """Asks Ray to stop the job: SIGTERM, then SIGKILL after 3 s. Harmless when it has ended or is gone."""
@@ -164,14 +190,14 @@ class AsyncRayJobsClient:
     async def job(self, submission_id: str) -> JobInfo | None:
         """See :meth:`RayJobsClient.job`."""
         response = await self._call("GET", _job_path(submission_id))
-        return None if response.status_code == 404 else JobInfo.read(response.json())
+        return None if response.status_code == 404 else JobInfo.read(_parsed(self._address, response, dict))
 
     async def log(self, submission_id: str) -> str:
         """See :meth:`RayJobsClient.log`. Parsed in a thread: a log of 100 MB would hold up every other trigger."""
         response = await self._call("GET", _job_path(submission_id) + "/logs")
         if response.status_code == 404:
             return ""
-        fields = await asyncio.to_thread(json.loads, response.content)
+        fields: dict[str, Any] = await asyncio.to_thread(_parsed, self._address, response, dict)
         return str(fields.get("logs") or "")
 
     async def stop(self, submission_id: str) -> None:
@@ -181,7 +207,7 @@ class AsyncRayJobsClient:
     async def node_resources(self) -> list[dict[str, float]]:
         """What each living node has in total, used or not, by Ray's names (``CPU``, ``GPU``, custom ones)."""
         response = await self._call("GET", "/api/v0/nodes?detail=1&limit=10000")
-        nodes = response.json()["data"]["result"]["result"]
+        nodes = _parsed(self._address, response, dict)["data"]["result"]["result"]
         return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
 
     async def _call(self, method: str, path: str) -> httpx.Response:
@@ -198,7 +224,7 @@ def _settings(address: RayAddress, timeout_s: float) -> dict[str, Any]:
 
 
 def _verification(address: RayAddress) -> ssl.SSLContext | bool:
-    if not address.url.startswith("https"):
+    if httpx.URL(address.url).scheme != "https":
         return False  # then no certificate is read
     if not (address.verify and address.ca_file):
         return address.verify
@@ -211,6 +237,10 @@ def _verification(address: RayAddress) -> ssl.SSLContext | bool:
         ) from error
 
 
+# Ray's words; a gateway's "not found" says nothing about a job.
+_NO_SUCH_JOB = re.compile(r"\s*Job .* does not exist", re.DOTALL)
+
+
 def _job_path(submission_id: str) -> str:
     return f"/api/jobs/{quote(submission_id, safe='')}"
 
@@ -220,9 +250,9 @@ def _no_answer(address: RayAddress, error: Exception) -> RayUnreachable:
 
 
 def _checked(address: RayAddress, response: httpx.Response) -> httpx.Response:
-    """The response if it is a success or "no such job" (404), otherwise the error that it stands for."""
+    """The response if it is a success or Ray's "no such job" (404), otherwise the error that it stands for."""
     code = response.status_code
-    if code < 300 or code == 404:
+    if code < 300 or (code == 404 and _NO_SUCH_JOB.match(response.text)):
         return response
     said = response.text.strip().splitlines()[-1:] or [response.reason_phrase]
     if code in (401, 403):
@@ -233,3 +263,15 @@ def _checked(address: RayAddress, response: httpx.Response) -> httpx.Response:
     if code == 400:
         raise InvalidRequest(f"Ray at {address.url} rejects the request: {said[0][:500]}")
     raise RayUnreachable(f"Ray at {address.url} answered {code}: {said[0][:500]}")
+
+
+def _parsed(address: RayAddress, response: httpx.Response, kind: type[Parsed]) -> Parsed:
+    """The JSON of an answer; a gateway that answers in Ray's place says something else, and may be gone soon."""
+    try:
+        value = response.json()
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        begin = " ".join(response.text[:200].split())
+        raise RayUnreachable(f"What answered at {address.url} is not Ray's Jobs API; it said: {begin}")
+    return value

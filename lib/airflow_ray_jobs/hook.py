@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+
+import httpx
 
 from airflow_ray_jobs.airflow_compat import BaseHook, connection_for_trigger
 from airflow_ray_jobs.client import RayAddress, RayJobsClient
@@ -70,29 +72,48 @@ class RayHook(BaseHook):
 def address_of(connection: Connection) -> RayAddress:
     """The address that a connection stands for.
 
-    Raises :class:`InvalidConnection` when it names no host, or no token although the cluster is not on this machine:
-    whoever reaches an open cluster may run anything on it.
+    Raises :class:`InvalidConnection` when it names no host, another scheme than http and https, a token that fits no
+    header, or no token although the cluster is not on this machine: whoever reaches an open cluster may run anything
+    on it.
     """
     if not connection.host:
         raise InvalidConnection(
             f"Connection {connection.conn_id} names no host. Give the host and port of Ray's dashboard."
         )
-    scheme = connection.schema or "http"
-    host = connection.host.removeprefix("http://").removeprefix("https://").rstrip("/")
-    if connection.host.startswith("https://"):
-        scheme = "https"
-    port = "" if ":" in host and not connection.port else f":{connection.port or DEFAULT_PORT}"
-    url = f"{scheme}://{host}{port}"
-    token = connection.password or ""
-    if not token and not _is_loopback(urlsplit(url).hostname or ""):
+    url = _url(connection.host.strip(), connection.schema or "", connection.port)
+    token = (connection.password or "").strip()  # a token that was read from a file brings its line break
+    extra = connection.extra_dejson
+    verify = extra.get("verify")
+    address = RayAddress(url, token, verify=verify is None or _is_true(verify), ca_file=extra.get("ca_file") or "")
+    if not token and not _is_loopback(httpx.URL(url).host):
         raise InvalidConnection(
             f"Connection {connection.conn_id} has no token, and Ray at {url} is not on this machine: whoever reaches "
             "an open cluster may run anything on it. Start Ray with RAY_AUTH_MODE=token and put its token into the "
             "connection's password."
         )
-    extra = connection.extra_dejson
-    verify = extra.get("verify")
-    return RayAddress(url, token, verify=verify is None or _is_true(verify), ca_file=extra.get("ca_file") or "")
+    return address
+
+
+def _url(host: str, schema: str, port: int | None) -> str:
+    """Scheme, host and port, and the path of a gateway; a scheme before the host counts as well, and TLS wins."""
+    before, mark, rest = host.partition("://")
+    schemes = {scheme.strip().lower() for scheme in (schema, before if mark else "")} - {""}
+    location, slash, path = (rest if mark else host).partition("/")
+    if _is_ipv6(location):
+        location = f"[{location}]"
+    if port is not None:  # the field counts more than what stands behind the host
+        location = re.sub(r":\d+$", "", location) + f":{port}"
+    elif not re.search(r":\d+$", location):
+        location += f":{DEFAULT_PORT}"
+    scheme = "https" if schemes == {"http", "https"} else "+".join(sorted(schemes)) or "http"
+    return f"{scheme}://{location}{slash}{path}".rstrip("/")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -174,10 +174,13 @@ class RayJobTrigger(BaseTrigger):
             self._waits_for = what
 
     async def _missing(self, client: AsyncRayJobsClient) -> str:
-        """What the job waits for, in words; empty when Ray does not say what it has."""
+        """What the job waits for, in words; empty when Ray does not say what it has.
+
+        For information only: a gateway that shows the jobs and refuses the nodes fails no task.
+        """
         try:
             return waiting_for(self.wanted, await client.node_resources())
-        except (RayUnreachable, LookupError, ValueError) as error:
+        except (RayJobsError, LookupError, TypeError, ValueError, AttributeError) as error:
             self.log.warning("Ray does not say what its nodes have: %s", error)
             return ""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from airflow_ray_jobs.client import AsyncRayJobsClient, JobInfo, JobRequest, RayAddress, RayJobsClient
+from airflow_ray_jobs import RayJobTrigger
+from airflow_ray_jobs.client import AsyncRayJobsClient, JobInfo, JobRequest, RayAddress, RayJobsClient, _settings
 from airflow_ray_jobs.errors import InvalidConnection, InvalidRequest, RayRefused, RayUnreachable
 from infra.local.ray_cluster import LocalRay
 from tests.airflow_ray_jobs.conftest import wait_for
@@ -116,6 +118,80 @@ async def job_without_blocking(address: RayAddress) -> JobInfo | None:
 def test_a_ca_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InvalidConnection, match="every Airflow worker and triggerer"):
         RayJobsClient(RayAddress("https://127.0.0.1:1", "t", ca_file=str(tmp_path / "none.pem")))
+
+
+@pytest.mark.parametrize("url", ["HTTPS://127.0.0.1:1", "https://127.0.0.1:1", "Https://127.0.0.1:1"])
+def test_tls_is_checked_however_https_is_written(url: str) -> None:
+    assert _settings(RayAddress(url, "t"), 1.0)["verify"] is True
+
+
+NOT_FOUND = "<html><h1>404 Not Found</h1><p>The page does not exist</html>"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(404, NOT_FOUND), (404, ""), (200, "<html>Sign in</html>"), (200, '"ready"'), (200, "\xff")]
+)
+def test_a_gateway_that_answers_in_ray_s_place(code: int, text: str) -> None:
+    """It says nothing about a job: a lost one would be submitted again."""
+    with gateway(code, text) as url, RayJobsClient(RayAddress(url)) as client:
+        calls = (client.version, client.jobs, lambda: client.job("a-1"), lambda: client.log("a-1"))
+        for call in (
+            calls if code == 200 else (*calls, lambda: client.submit(request("a-1")), lambda: client.stop("a-1"))
+        ):
+            with pytest.raises(RayUnreachable, match=f"{code}|not Ray's Jobs API"):
+                call()
+
+        async def without_blocking() -> None:
+            async with AsyncRayJobsClient(RayAddress(url)) as slow:
+                for call in (slow.job, slow.log):
+                    with pytest.raises(RayUnreachable):
+                        await call("a-1")
+
+        asyncio.run(without_blocking())
+
+
+def test_no_such_job_in_ray_s_words() -> None:
+    with gateway(404, "Job a-1 does not exist") as url, RayJobsClient(RayAddress(url)) as client:
+        assert client.job("a-1") is None
+        assert client.log("a-1") == ""
+        client.stop("a-1")
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(401, "no"), (403, "no"), (400, "no"), (404, "no"), (200, "no"), (200, "{}"), (200, '{"data": 1}')],
+)
+def test_nodes_that_are_not_shown_fail_no_task(code: int, text: str) -> None:
+    trigger = RayJobTrigger("r", "a-1", 1, False, 1.0, 0.0, None, None, 1.0, wanted={"CPU": 1})
+
+    async def look(url: str) -> str:
+        async with AsyncRayJobsClient(RayAddress(url)) as client:
+            return await trigger._missing(client)
+
+    with gateway(code, text) as url:
+        assert asyncio.run(look(url)) == ""
+
+
+@contextmanager
+def gateway(code: int, text: str) -> Iterator[str]:
+    """An HTTP server that gives one answer to everything."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(text.encode("latin-1"))
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @contextmanager

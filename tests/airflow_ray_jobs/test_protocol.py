@@ -136,6 +136,14 @@ def test_the_connection_form_shows_the_token_and_tls() -> None:
         ({"host": "ray-head", "schema": "https", "port": 443}, "https://ray-head:443"),
         ({"host": "https://ray.example/", "port": 443}, "https://ray.example:443"),
         ({"host": "http://ray-head:9000"}, "http://ray-head:9000"),
+        ({"host": "http://ray-head:9000", "port": 9000}, "http://ray-head:9000"),
+        ({"host": "ray-head", "schema": "HTTPS"}, "https://ray-head:8265"),
+        ({"host": "HTTPS://ray-head", "port": 443}, "https://ray-head:443"),
+        ({"host": "http://ray-head", "schema": "https"}, "https://ray-head:8265"),
+        ({"host": "https://ray.example/ray/", "port": 443}, "https://ray.example:443/ray"),
+        ({"host": "::1"}, "http://[::1]:8265"),
+        ({"host": "[::1]"}, "http://[::1]:8265"),
+        ({"host": "[::1]:9000", "schema": "https"}, "https://[::1]:9000"),
     ],
 )
 def test_address_of_a_connection(fields: dict[str, object], url: str) -> None:
@@ -146,6 +154,32 @@ def test_address_of_a_connection(fields: dict[str, object], url: str) -> None:
     assert "t0ken" not in repr(address)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"host": "ray-head", "schema": "ftp"}, "http or https"),
+        ({"host": "ray://ray-head"}, "http or https"),
+        ({"host": "ray head:x"}, "no URL|http or https"),
+        ({"host": "https://canary:t0ken@ray-head"}, "names a user"),
+        ({"host": "ray-head", "password": "cana\nry"}, "no header can carry"),
+        ({"host": "ray-head", "password": "canary\N{EN DASH}"}, "no header can carry"),
+    ],
+)
+def test_connections_that_cannot_be_used_say_why_without_the_token(fields: dict[str, object], message: str) -> None:
+    from airflow.sdk import Connection
+
+    with pytest.raises(InvalidConnection, match=message) as refused:
+        address_of(Connection(conn_id="ray_default", conn_type="ray", **{"password": "canary", **fields}))  # type: ignore[arg-type]
+    assert "canary" not in str(refused.value) and "t0ken" not in str(refused.value)
+
+
+def test_the_line_break_after_a_token_is_left_out() -> None:
+    from airflow.sdk import Connection
+
+    address = address_of(Connection(conn_id="r", conn_type="ray", host="ray-head", password=" canary\n"))
+    assert address.token == "canary"
+
+
 @pytest.mark.parametrize("host", ["ray-head", "https://ray.example", "10.0.0.7", "[fd00::7]", "127.0.0.1.example"])
 def test_without_a_token_ray_must_be_on_this_machine(host: str) -> None:
     from airflow.sdk import Connection
@@ -154,7 +188,7 @@ def test_without_a_token_ray_must_be_on_this_machine(host: str) -> None:
         address_of(Connection(conn_id="ray_default", conn_type="ray", host=host))
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "http://127.1.2.3", "[::1]"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "http://127.1.2.3", "[::1]", "::1"])
 def test_on_this_machine_a_cluster_may_be_open(host: str) -> None:
     from airflow.sdk import Connection
 
