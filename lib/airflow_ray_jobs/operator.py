@@ -30,7 +30,7 @@ from airflow_ray_jobs.outcome import Outcome, outcome_of
 from airflow_ray_jobs.owner import Owner
 from airflow_ray_jobs.preflight import check_ray, guard_variables, guarded
 from airflow_ray_jobs.protocol import ATTEMPT_VARIABLE, attempt_id
-from airflow_ray_jobs.status import Stand, Step, next_step
+from airflow_ray_jobs.status import TERMINAL, Stand, Step, next_step
 from airflow_ray_jobs.trigger import RayJobTrigger
 
 Answer = TypeVar("Answer")
@@ -119,10 +119,11 @@ class RayJobOperator(BaseOperator):
                 if self._cleared_since(context):
                     # The earlier try's trigger may find this try waiting already, and then leaves the job alone.
                     self.log.info("The task was cleared: stopping Ray job %s of an earlier try.", submission_id)
+                    self._in_flight = submission_id
                     self._patiently(lambda: client.stop(submission_id))
                 else:
+                    # Not in flight: a worker that is told to end now must not take another try's healthy job along.
                     self.log.info("Adopting Ray job %s, which an earlier try submitted.", submission_id)
-                self._in_flight = submission_id
                 self._defer(context, submission_id, attempt, adopted=True)
             self.log.info("Ray job %s has ended already; taking its outcome.", submission_id)
             log = self._patiently(lambda: client.log(submission_id))
@@ -139,10 +140,16 @@ class RayJobOperator(BaseOperator):
             self.log.info("%s, and it was not submitted by this try.", outcome.message)
             with self._client() as client:
                 self._submit_and_defer(client, context, outcome.attempt + 1)
+        if self._cleared_since(context):
+            with self._client() as client:
+                info = self._patiently(lambda: client.job(outcome.submission_id))
+                if info is None or info.status in TERMINAL:
+                    self.log.info("Ray job %s ended before the clearing reached it.", outcome.submission_id)
+                    self._submit_and_defer(client, context, outcome.attempt + 1)
         return self._finish(context, outcome)
 
     def on_kill(self) -> None:
-        """Stops the job when the worker is told to end between submitting and deferring."""
+        """Stops the job when the worker is told to end between submitting (or a clearing's stop) and deferring."""
         if self._in_flight is not None:
             self.log.info("The task was killed: stopping Ray job %s.", self._in_flight)
             with self._client() as client:
@@ -187,7 +194,7 @@ class RayJobOperator(BaseOperator):
             )
 
     def _stand(self, context: Context, attempt: int) -> Stand:
-        if attempt and recall(context, TAKEN) == attempt:
+        if attempt and (recall(context, TAKEN) == attempt or self._cleared_since(context)):
             return Stand.CLEARED
         return Stand.LATER_TRY if context["ti"].try_number > 1 else Stand.FIRST_TRY
 

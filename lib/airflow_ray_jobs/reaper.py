@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Reaped:
-    """What a round found: how many live jobs were this Airflow's, which were stopped, and which would not be."""
+    """What a round found: how many live jobs were this Airflow's, which Ray was asked to stop, and where it refused."""
 
     ours: int
     stopped: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ def reap(
         except RayJobsError as error:
             reaped.errors.append(f"{submission_id}: {error}")
         else:
-            log.warning("Stopped Ray job %s: %s", submission_id, why)
+            log.warning("Asked Ray to stop job %s: %s", submission_id, why)
             reaped.stopped.append(submission_id)
     return reaped
 

@@ -10,7 +10,9 @@ class Stand(enum.Enum):
 
     FIRST_TRY = "first try"  # the task begins its first try
     LATER_TRY = "later try"  # the task begins again after a try that failed or was killed
-    CLEARED = "cleared"  # the task had handed the job's result over, and a person asks for the work again
+    CLEARED = (
+        "cleared"  # a person asks for the work again: the result had been handed over, or the task was cleared since
+    )
     OWN = "own"  # it waits for a job that this try submitted
     ADOPTED = "adopted"  # it waits for a job that an earlier try had submitted
 

@@ -8,6 +8,8 @@ import tomllib
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 import airflow_ray_jobs
 
 FOLDER = Path(airflow_ray_jobs.__file__).parent
@@ -17,7 +19,8 @@ def test_it_is_installed_under_its_own_name_and_version() -> None:
     project = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]
     installed = distribution("airflow-ray-jobs")
     assert (project["name"], project["version"]) == ("airflow-ray-jobs", installed.version)
-    assert [line.partition(">")[0] for line in installed.requires or []] == ["apache-airflow", "httpx"]
+    names = [Requirement(line).name for line in installed.requires or []]
+    assert names == ["apache-airflow", "asgiref", "httpx", "packaging"]
 
 
 def test_airflow_finds_one_provider_in_it() -> None:

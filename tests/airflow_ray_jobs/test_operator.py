@@ -104,6 +104,42 @@ def test_takes_a_result_that_is_there_but_repeats_cleared_work(task: TaskInstanc
     assert task.run(operator) == {"n": 2}  # cleared by a person: the result had been handed over
 
 
+def test_clearing_counts_for_a_job_that_has_ended(task: TaskInstance) -> None:
+    operator = task.operator("""echo 'RAY_JOB_RESULT {"n": {attempt}}'""")
+    asyncio.run(first_event(task.begin(operator)))  # it ends, and nobody takes its result
+    task.max_tries = task.try_number
+    assert task.run(operator) == {"n": 2}
+
+
+def test_clearing_counts_for_a_job_that_ends_before_its_stop(task: TaskInstance) -> None:
+    operator = task.operator("""echo 'RAY_JOB_RESULT {"n": {attempt}}'""")
+    event = asyncio.run(first_event(task.begin(operator)))
+    task.max_tries = task.try_number
+    task.try_number += 1
+    again = task.until_deferred(lambda: operator.resume(task.context(), event | {"try_number": task.try_number}))
+    assert task.resume(operator, again) == {"n": 2}
+
+
+def test_clearing_helps_after_an_unusable_result(task: TaskInstance) -> None:
+    operator = task.operator("""[ {attempt} -gt 1 ] && echo 'RAY_JOB_RESULT {"n": 2}' || echo 'RAY_JOB_RESULT ['""")
+    with pytest.raises(AirflowFailException, match="succeeded, but"):
+        task.run(operator)
+    task.max_tries = task.try_number
+    assert task.run(operator) == {"n": 2}
+
+
+def test_a_worker_that_ends_stops_what_it_submitted_and_nothing_else(task: TaskInstance, client: RayJobsClient) -> None:
+    submits, adopts = task.operator("sleep 100"), task.operator("sleep 100")
+    trigger = task.begin(submits)
+    wait_for(client, trigger.submission_id, "RUNNING")
+    assert task.begin(adopts).adopted
+    adopts.on_kill()
+    time.sleep(4)
+    assert client.job(trigger.submission_id).status == "RUNNING"  # type: ignore[union-attr]
+    submits.on_kill()
+    assert wait_for(client, trigger.submission_id).status == "STOPPED"
+
+
 @pytest.mark.parametrize("change", [{"instance": "another"}, {"run_id": "r2"}, {"map_index": 0}])
 def test_the_job_of_another_task_is_not_adopted(
     task: TaskInstance, client: RayJobsClient, change: dict[str, Any]

@@ -171,7 +171,7 @@ def test_the_reaper_stops_what_no_task_waits_for(airflow: LocalAirflow, client: 
         assert airflow.xcom("reaper", run_id, "reap") == {"ours": 2, "stopped": [jobs[orphaned]]}
         assert wait_for(client, jobs[orphaned], timeout_s=30).status == "STOPPED"
         print(f"\nthe reaper stopped an orphan {time.monotonic() - begin:.1f} s after its run was triggered")
-        assert f"Stopped Ray job {jobs[orphaned]}" in airflow.task_log("reaper", run_id, "reap")
+        assert f"Asked Ray to stop job {jobs[orphaned]}" in airflow.task_log("reaper", run_id, "reap")
         for submission_id in (jobs[healthy], "foreign", "of-another-airflow"):
             assert client.job(submission_id).status == "RUNNING"  # type: ignore[union-attr]
     finally:
