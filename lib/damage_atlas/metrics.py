@@ -27,6 +27,11 @@ _UNDAMAGED = re.compile(
     r"(^|[^a-z])(sound|intact|normal|undamaged|uncracked|healthy|clean|background|none|ok|good|no|non|not)([^a-z]|$)",
     re.IGNORECASE,
 )
+# Words that turn one of them into its opposite, as in ``not_ok``.
+_DENIED = re.compile(
+    r"(^|[^a-z])(no|non|not)[^a-z]+(sound|intact|normal|undamaged|uncracked|healthy|clean|ok|good)([^a-z]|$)",
+    re.IGNORECASE,
+)
 
 
 def knn_predict(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, k: int = 10) -> Strings:
@@ -143,5 +148,9 @@ def agreement(truth: Sequence[object], found: Sequence[object]) -> dict[str, flo
 
 
 def is_undamaged(label: str) -> bool:
-    """Whether a class name says that nothing is wrong (``sound``, ``deck_non_crack``, ``normal``)."""
-    return _UNDAMAGED.search(label.replace("_", " ")) is not None
+    """Whether a class name says that nothing is wrong (``sound``, ``deck_non_crack``, ``normal``).
+
+    Of several labels, joined with ``+``, each must say so.
+    """
+    parts = [part.replace("_", " ") for part in label.split("+")]
+    return all(_UNDAMAGED.search(part) is not None and _DENIED.search(part) is None for part in parts)

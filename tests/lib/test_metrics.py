@@ -76,9 +76,16 @@ def test_agreement_takes_noise_for_a_group_and_any_kind_of_name() -> None:
     assert agreement(["a", "b", "a", "b"], [1, 1, 1, 1])["ari"] == 0.0
 
 
-@pytest.mark.parametrize("label", ["sound", "deck_non_crack", "Normal", "no damage", "OK"])
+@pytest.mark.parametrize(
+    "label", ["sound", "deck_non_crack", "Normal", "no damage", "OK", "no_crack+clean", "not damaged"]
+)
 def test_words_for_undamaged(label: str) -> None:
     assert is_undamaged(label)
+
+
+@pytest.mark.parametrize("label", ["not_ok", "NOT OK", "non-intact", "no good", "crack+background", "sound+crack"])
+def test_words_that_are_denied_or_stand_beside_damage(label: str) -> None:
+    assert not is_undamaged(label)
 
 
 @pytest.mark.parametrize("label", ["crack", "nodule", "normality", "background_loss", "abnormal", "soundhole"])
