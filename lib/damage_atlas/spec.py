@@ -14,6 +14,7 @@ from damage_atlas.errors import SpecError
 
 D = TypeVar("D", bound=BaseModel)
 
+MODULE_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:Class
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -77,8 +78,8 @@ class TrainSpec(Document):
     shift: float = Field(0.0, ge=0, le=0.5)  # how far a crop may reach over the edge, as a share of the side
     network: Literal["table3", "mixer", "custom"] = "table3"
     pooling: Literal["flatten", "average"] = "flatten"  # what FC1 sees of the feature maps; average is not the paper's
-    # A backbone of one's own, for network: custom. It is imported, so run only settings of people you trust.
-    module: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")  # package.module:Class
+    # A backbone of one's own, for network: custom. It is imported where DAMAGE_ATLAS_MODULES allows it.
+    module: str | None = Field(None, pattern=MODULE_PATTERN)
     module_arguments: dict[str, Any] = Field(default_factory=dict)
     module_weights: str | None = None  # safetensors file, on every machine that trains; null: as the class draws them
     input_size: int = Field(160, ge=32, le=2048)
@@ -113,6 +114,15 @@ class TrainSpec(Document):
             raise ValueError("network: custom and module, package.module:Class, go together")
         if self.module is None and (self.module_arguments or self.module_weights):
             raise ValueError("module_arguments and module_weights need a module")
+        return self
+
+    @model_validator(mode="after")
+    def _m_and_n_have_a_say(self) -> TrainSpec:
+        if self.sampler == "balanced":
+            if self.loss == "supcon" and (self.m is not None or self.n is not None):
+                raise ValueError("m and n have no say in supcon over balanced batches: leave them out")
+            if self.loss == "n_pair" and self.m is not None:
+                raise ValueError("n_pair over balanced batches takes every positive for itself: leave m out")
         return self
 
     @model_validator(mode="after")

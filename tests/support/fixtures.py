@@ -35,3 +35,9 @@ def browser() -> Iterator[Browser]:
     """One headless Chromium for the whole test run; every page it opens has a fresh profile."""
     with open_browser() as running:
         yield running
+
+
+@pytest.fixture
+def own_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbones of `tests.support` may be imported."""
+    monkeypatch.setenv("DAMAGE_ATLAS_MODULES", "tests.support")

@@ -55,7 +55,7 @@ def labelled_images(run: Run) -> LabelledImages:
         InputError: nothing to learn from, or not in the batches that the settings ask for.
     """
     images = LabelledImages.from_observations(run.read_table("catalog", "observations.parquet"))
-    make_batches(images.training_codes, run.spec.settings.train)
+    make_batches(images.training_codes, images.label_sets, run.spec.settings.train)
     return images
 
 

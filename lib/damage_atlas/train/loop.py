@@ -93,17 +93,44 @@ def learning_rate(spec: TrainSpec, iteration: int) -> float:
     return spec.learning_rate * (1 + math.cos(math.pi * iteration / spec.iterations)) / 2
 
 
-def make_batches(codes: Ints, spec: TrainSpec) -> BalancedBatches | ExplicitTuples:
+def resolve_counts(codes: Ints, label_sets: NDArray[np.bool_], spec: TrainSpec) -> tuple[int, int]:
+    """The paper's M and N for images of these class codes: what sampler and loss both work with.
+
+    Where ``train.m`` and ``train.n`` are null it is the number of classes of the training split, not of a batch; for
+    the loss over all pairs of images with several labels, the number of labels.
+    """
+    all_pairs = spec.sampler == "balanced"
+    classes = label_sets.shape[1] if spec.multi_label and all_pairs else len(np.unique(codes))
+    return spec.m or (2 if spec.loss == "n_pair" and not all_pairs else classes), spec.n or classes
+
+
+def make_batches(codes: Ints, label_sets: NDArray[np.bool_], spec: TrainSpec) -> BalancedBatches | ExplicitTuples:
     """The sampler that ``train.sampler`` names, for images of these class codes.
 
+    Args:
+        label_sets: which labels each class carries, classes x labels; used by ``train.multi_label``.
+
     Raises:
-        InputError: it cannot make a batch.
+        InputError: it cannot make a batch, or not with what the settings ask for.
     """
+    apart_CC = ~np.eye(len(label_sets), dtype=bool)
+    if spec.multi_label:
+        counts = label_sets.astype(np.int64)
+        apart_CC = counts @ counts.T == 0
+        if not apart_CC.any():
+            raise InputError(
+                "train.multi_label: no two classes are without a common label, so there are no negatives. Set it to "
+                "false, which makes each mix of labels a class of its own, or add images of something else."
+            )
     if spec.sampler == "balanced":
         return BalancedBatches(codes, spec.batch_size, spec.seed)
-    classes = len(np.unique(codes))
-    m = spec.m or (2 if spec.loss == "n_pair" else classes)
-    return ExplicitTuples(codes, spec.batch_size, spec.seed, m=m, n=spec.n or classes, shards=spec.shards)
+    m, n = resolve_counts(codes, label_sets, spec)
+    if spec.hard_classes and n >= len(label_sets):
+        raise InputError(
+            f"train.hard_classes chooses N - 1 of the other classes; with N = {n} and {len(label_sets)} classes there "
+            "is nothing to choose. Lower train.n below the number of classes, or leave hard_classes out."
+        )
+    return ExplicitTuples(codes, spec.batch_size, spec.seed, m=m, n=n, shards=spec.shards, apart_CC=apart_CC)
 
 
 class Trainer:
@@ -141,10 +168,9 @@ class Trainer:
         self.device = next(state.network.parameters()).device
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.dtype = resolve_precision(spec.precision, self.device)
-        self.batches = make_batches(codes, spec)
-        self.criterion = MNPairLoss(
-            spec.temperature, spec.positive_weight, spec.loss, spec.m, spec.n, spec.hard_negatives
-        )
+        self.batches = make_batches(codes, label_sets, spec)
+        m, n = resolve_counts(codes, label_sets, spec)
+        self.criterion = MNPairLoss(spec.temperature, spec.positive_weight, spec.loss, m, n, spec.hard_negatives)
         self.label_sets = torch.as_tensor(label_sets, device=self.device)
         pairs = self.batches.pairs
         self.pairs = None if pairs is None else tuple(torch.as_tensor(places, device=self.device) for places in pairs)

@@ -44,7 +44,8 @@ class ExplicitTuples:
 
     Classes take turns as the anchor's; each is walked through in shuffled rounds. A class with fewer than M images
     shows some of its positives again (changed differently each time); one with a single image gives negatives only.
-    With fewer classes than N there are as many negatives as other classes. Both times the loss's means keep the
+    With fewer classes than N there are as many negatives as other classes; an anchor that has fewer of them than others
+    have shows some classes again. Each time the loss's means keep the
     meaning of M and N.
 
     Args:
@@ -53,6 +54,7 @@ class ExplicitTuples:
         seed: of all draws.
         m, n: the paper's M and N, the anchor included.
         shards: parts of a batch; a tuple lies in one of them.
+        apart_CC: which classes may be each other's negatives; None for all others.
 
     Attributes:
         class_order: for each class the others, hardest first, C x (C - 1); its first N - 1 are then the classes of
@@ -60,16 +62,31 @@ class ExplicitTuples:
         pairs: places in the batch of anchors and their positives, and of anchors and their negatives.
 
     Raises:
-        InputError: a tuple does not fit into a shard, or no class has two images.
+        InputError: a tuple does not fit into a shard, or no class has two images and a class to tell them from.
     """
 
-    def __init__(self, labels_N: Ints, batch_size: int, seed: int, *, m: int, n: int, shards: int = 1) -> None:
+    def __init__(
+        self,
+        labels_N: Ints,
+        batch_size: int,
+        seed: int,
+        *,
+        m: int,
+        n: int,
+        shards: int = 1,
+        apart_CC: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.members = [np.flatnonzero(labels_N == code) for code in np.unique(labels_N)]
         self.seed = seed
-        self.n_positives, self.n_negatives = m - 1, min(n, len(self.members)) - 1
-        self.anchor_classes = [code for code, members in enumerate(self.members) if len(members) > 1]
-        if not self.anchor_classes or not self.n_negatives:
-            raise InputError("tuples need two images of one class, and an image of another one.")
+        self.apart_CC = ~np.eye(len(self.members), dtype=bool) if apart_CC is None else apart_CC
+        others_C = self.apart_CC.sum(axis=1)
+        self.anchor_classes = [code for code, members in enumerate(self.members) if len(members) > 1 and others_C[code]]
+        if not self.anchor_classes:
+            raise InputError(
+                "tuples need two images of one class, and an image of another one, which shares no label with it where "
+                "train.multi_label is set."
+            )
+        self.n_positives, self.n_negatives = m - 1, min(n - 1, int(others_C[self.anchor_classes].max()))
         size = 1 + self.n_positives + self.n_negatives
         self.tuples = batch_size // shards // size * shards
         if not self.tuples:
@@ -103,10 +120,10 @@ class ExplicitTuples:
         others = rng.permutation(self.members[code][self.members[code] != anchor])
         positives = np.resize(others, self.n_positives)
         if self.class_order is None:
-            classes = rng.permutation(np.delete(np.arange(len(self.members)), code))
+            classes = rng.permutation(np.flatnonzero(self.apart_CC[code]))
         else:
-            classes = self.class_order[code]
-        negatives = [rng.choice(self.members[other]) for other in classes[: self.n_negatives]]
+            classes = self.class_order[code][self.apart_CC[code, self.class_order[code]]]
+        negatives = [rng.choice(self.members[other]) for other in np.resize(classes, self.n_negatives)]
         return np.array([anchor, *positives, *negatives])
 
 

@@ -24,9 +24,13 @@ from damage_atlas.train import labelled_images, loop, train_model
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, learning_rate, make_optimizer
+from damage_atlas.train.losses import MNPairLoss
+from damage_atlas.train.sampling import ExplicitTuples
 from damage_atlas.train.start import new_network
 from tests.support.backbone import SmallBackbone
 from tests.support.small_archive import make_labelled
+
+pytestmark = pytest.mark.usefixtures("own_backbones")
 
 
 def test_the_rate_is_constant_unless_asked() -> None:
@@ -167,6 +171,43 @@ def test_tuples_that_do_not_fit_are_refused_before_training(tmp_path: Path, imag
     run = training_run(tmp_path, images, "train.sampler=tuples", "train.m=40")
     with pytest.raises(InputError, match=r"takes 42 images, a shard has 12"):
         run_stage(run, "train")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "loss", "m", "n"),
+    [("tuples", "mn_pair", 5, 5), ("tuples", "n_pair", 2, 5), ("balanced", "mn_pair", 5, 5)],
+)
+def test_sampler_and_loss_work_with_the_same_m_and_n(sampler: str, loss: str, m: int, n: int) -> None:
+    """Also where a batch holds fewer classes than there are."""
+    spec = TrainSpec(sampler=sampler, loss=loss, batch_size=9, shards=1, workers=1, input_size=32)  # type: ignore[arg-type]
+    codes, label_sets = np.repeat(np.arange(5), 4), np.eye(5, dtype=bool)
+    network = DamageNet(32)
+    state = TrainingState(network, make_optimizer(network, spec))
+    made = Trainer(state, None, np.arange(20), codes, spec, Alone(), label_sets)  # type: ignore[arg-type]
+    assert (made.criterion.m, made.criterion.n) == (m, n)
+    if isinstance(made.batches, ExplicitTuples):
+        assert (made.batches.n_positives, made.batches.n_negatives) == (m - 1, n - 1)
+
+
+def test_a_batch_with_all_classes_counts_as_before() -> None:
+    codes, rows = torch.arange(12) % 3, torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    label_sets = np.array([[True, False], [True, True], [False, True]])
+    for labels, multi_label in ((codes, False), (torch.as_tensor(label_sets)[codes], True)):
+        m, n = loop.resolve_counts(codes.numpy(), label_sets, TrainSpec(multi_label=multi_label))
+        assert torch.equal(MNPairLoss(m=m, n=n)(rows, labels), MNPairLoss()(rows, labels))
+
+
+@pytest.mark.parametrize("sampler", ["balanced", "tuples"])
+def test_labels_that_all_classes_share_leave_no_negatives(sampler: str) -> None:
+    spec = TrainSpec(sampler=sampler, multi_label=True)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"train\.multi_label: no two classes"):
+        loop.make_batches(np.repeat(np.arange(2), 4), np.array([[True, False], [True, True]]), spec)
+
+
+def test_hard_classes_of_all_classes_are_no_choice() -> None:
+    spec = TrainSpec(sampler="tuples", hard_classes=True, n=3)
+    with pytest.raises(InputError, match=r"N = 3 and 3 classes.*Lower train\.n"):
+        loop.make_batches(np.repeat(np.arange(3), 4), np.eye(3, dtype=bool), spec)
 
 
 def test_a_mix_of_labels_is_a_class_of_its_own_unless_asked(tmp_path: Path) -> None:

@@ -53,6 +53,28 @@ def test_a_tuple_is_an_anchor_its_positives_and_other_classes(
     assert np.array_equal(rows, batches[iteration])
 
 
+def test_negatives_share_no_label_with_the_anchor() -> None:
+    """Classes a, a+b, b, c: the mix tells itself from c alone, which it then shows twice."""
+    label_sets = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]])
+    apart = label_sets @ label_sets.T == 0
+    labels = labels_of([5, 5, 5, 5])
+    for order in (None, hardest_first(np.random.default_rng(1).standard_normal((4, 3)))):
+        batches = ExplicitTuples(labels, 64, 0, m=2, n=4, apart_CC=apart)
+        batches.class_order = order
+        assert batches.n_negatives == 3, "c is apart from three"
+        for anchor, _, *far in (row for i in range(4) for row in batches[i].reshape(-1, 5)):
+            assert all(apart[labels[anchor], labels[row]] for row in far)
+            assert set(labels[far]) == set(np.flatnonzero(apart[labels[anchor]]))
+
+
+def test_an_image_without_negatives_is_no_anchor() -> None:
+    apart = np.array([[False, False, False], [False, False, True], [False, True, False]])
+    batches = ExplicitTuples(labels_of([5, 5, 5]), 12, 0, m=2, n=3, apart_CC=apart)
+    assert batches.anchor_classes == [1, 2] and batches.n_negatives == 1
+    with pytest.raises(InputError, match=r"train\.multi_label"):
+        ExplicitTuples(labels_of([5, 1, 1]), 12, 0, m=2, n=3, apart_CC=apart)
+
+
 def test_pairs_name_the_places_of_the_tuples() -> None:
     batches = ExplicitTuples(labels_of([4, 4, 4]), 10, 0, m=3, n=3)
     assert [places.tolist() for places in batches.pairs] == [[0, 0, 5, 5], [1, 2, 6, 7], [0, 0, 5, 5], [3, 4, 8, 9]]
