@@ -16,6 +16,7 @@ from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
 from damage_atlas.train import labelled_images, sealed_training, train_rank
+from damage_atlas.train.start import new_network
 from workers.job import run_job
 from workers.logs import log_to_stdout
 from workers.on_ray import connect, largest_node_cpus
@@ -58,9 +59,11 @@ def run_rank(config: dict[str, Any]) -> None:
 
 def work(run: Run) -> Artifact:
     """Train with as many workers as the spec says; GPUs when the cluster has enough of them."""
-    labelled_images(run)  # here, because every rank would fail alike, and Ray Train would start them again and again
-    connect()
     spec = run.spec.settings.train
+    # Both here, because every rank would fail alike, and Ray Train would start them again and again.
+    labelled_images(run)
+    new_network(spec.model_copy(update={"module_weights": None}))  # whose file need only be where ranks run
+    connect()
     on_gpu = ray.cluster_resources().get("GPU", 0) >= spec.workers
     filesystem, root = run.store.arrow_filesystem()
     cpus = min(spec.threads_per_shard * (spec.shards // spec.workers), largest_node_cpus())

@@ -8,7 +8,9 @@ Axes: B images, C channels, M feature maps, H x W pixels or places, K units of F
 from __future__ import annotations
 
 import importlib
+import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -19,8 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from damage_atlas.errors import ContractError, InputError
+from damage_atlas.spec import MODULE_PATTERN
 
 Pooling = Literal["flatten", "average"]
+
+ALLOWED_VARIABLE = "DAMAGE_ATLAS_MODULES"  # modules and packages that backbones may come from, comma-separated
 
 CHANNELS = (8, 32, 64, 128)
 REDUCTION_UNITS = 128  # FC1, the reduction layer of equation (6)
@@ -164,12 +169,13 @@ class CustomNet(EmbeddingNet):
 
     Args:
         module: ``package.module:Class``, a ``torch.nn.Module`` that makes feature maps (B x M x H x W) of images
-            (B x 3 x H x W); it must be installed wherever the model is used.
+            (B x 3 x H x W); it must be installed wherever the model is used, and ``DAMAGE_ATLAS_MODULES`` must name
+            its module, or a package that holds it, there.
         arguments: of the class.
         input_size, embedding_size, standardize, pooling: those of `EmbeddingNet`.
 
     Raises:
-        InputError: the class cannot be imported or built, or does not make feature maps.
+        InputError: the class is not allowed, cannot be imported or built, or does not make feature maps.
     """
 
     def __init__(
@@ -186,8 +192,11 @@ class CustomNet(EmbeddingNet):
         try:
             with torch.no_grad():
                 maps = self.backbone(torch.zeros(1, 3, input_size, input_size))
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f"{module} fails on an image of {input_size} pixels: {_one_line(error)}") from error
+        except Exception as error:  # the user's code may raise anything
+            raise InputError(
+                f"{module} fails on an image of {input_size} pixels ({_said(error)}). Mend the class, or set another "
+                "train.input_size."
+            ) from error
         if not isinstance(maps, Tensor) or maps.ndim != 4:
             found = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise InputError(
@@ -208,20 +217,38 @@ class CustomNet(EmbeddingNet):
 
 
 def _build_backbone(path: str, arguments: Mapping[str, Any]) -> nn.Module:
-    module, _, name = path.partition(":")
+    module, name = _allowed_name(path)
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's code may raise anything
         raise InputError(
-            f"{path} cannot be imported ({_one_line(error)}). Name it as package.module:Class, and install the "
+            f"{path} cannot be imported ({_said(error)}). Name it as package.module:Class, and install the "
             "package wherever the model is used."
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise InputError(f"{path} is no class of torch modules.")
     try:
         return kind(**arguments)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be built with {dict(arguments)}: {_one_line(error)}") from error
+    except Exception as error:  # likewise
+        raise InputError(
+            f"{path} cannot be built with {dict(arguments)} ({_said(error)}). Mend the class or its "
+            "train.module_arguments."
+        ) from error
+
+
+def _allowed_name(path: Any) -> tuple[str, str]:
+    """Module and class of ``package.module:Class``; InputError unless this machine's environment allows the module."""
+    # Importing runs code, and a name may come from a model card: whoever writes to the store must not choose it.
+    if not isinstance(path, str) or not re.fullmatch(MODULE_PATTERN, path):
+        raise InputError(f"{path!r} names no backbone. Name it as package.module:Class.")
+    module, _, name = path.partition(":")
+    allowed = [each.strip() for each in os.environ.get(ALLOWED_VARIABLE, "").split(",") if each.strip()]
+    if not any(module == each or module.startswith(f"{each}.") for each in allowed):
+        raise InputError(
+            f"{path} is not imported: on this machine {ALLOWED_VARIABLE} allows {', '.join(allowed) or 'no module'}. "
+            f"If you trust it, set {ALLOWED_VARIABLE}={','.join([*allowed, module])} wherever the model is used."
+        )
+    return module, name
 
 
 _NETWORKS: dict[str, type[EmbeddingNet]] = {"table3": DamageNet, "mixer": MixerNet, "custom": CustomNet}
@@ -322,6 +349,10 @@ def load_network(weights: bytes, arguments: dict[str, Any], device: torch.device
         raise ContractError(f"the model's weights do not fit its card ({_one_line(error)}). Train it again.") from error
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {_one_line(error)}"
 
 
 def _one_line(error: Exception) -> str:

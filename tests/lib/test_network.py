@@ -8,6 +8,8 @@ from safetensors.torch import save
 from damage_atlas.errors import ContractError, InputError
 from damage_atlas.network import CustomNet, DamageNet, build_network, embed_pixels, load_network, to_input
 
+pytestmark = pytest.mark.usefixtures("own_backbones")
+
 SMALL = "tests.support.backbone:SmallBackbone"
 KINDS = [
     {"kind": "table3"},
@@ -102,9 +104,15 @@ def test_a_backbone_is_trained_without_drops_or_statistics_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"module": "no_such_package:Net"}, "cannot be imported.*install the package"),
+        ({"module": "tests.support.no_such_module:Net"}, "cannot be imported.*install the package"),
+        ({"module": "tests.support.backbone_that_fails:Net"}, "cannot be imported .OSError: libstem.*install the pack"),
+        ({"module": "tests.support.backbone:OddBackbone"}, r"cannot be built with .*KeyError: 'stem'.*Mend"),
+        (
+            {"module": "tests.support.backbone:OddBackbone", "arguments": {"late": True}},
+            r"fails on an image of 160 pixels .AssertionError: images of 64.*train\.input_size",
+        ),
         ({"module": "tests.support.backbone:Nothing"}, "cannot be imported"),
-        ({"module": "json:JSONDecoder"}, "no class of torch modules"),
+        ({"module": "tests.support.backbone:torch"}, "no class of torch modules"),
         ({"module": SMALL, "arguments": {"depth": 3}}, "cannot be built with"),
         ({"module": SMALL, "input_size": 2}, "fails on an image of 2 pixels"),
         ({"module": "tests.support.backbone:PooledBackbone"}, r"makes \(1, 6\) of one image; a backbone makes feature"),
@@ -113,6 +121,39 @@ def test_a_backbone_is_trained_without_drops_or_statistics_of_its_own() -> None:
 def test_backbones_that_cannot_be_used_say_why(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_network("custom", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "module", "answer"),
+    [
+        (
+            "",
+            SMALL,
+            r"on this machine DAMAGE_ATLAS_MODULES allows no module.*set DAMAGE_ATLAS_MODULES=tests.support.backbone",
+        ),
+        ("timm, torchvision", SMALL, "allows timm, torchvision.*=timm,torchvision,tests.support.backbone wherever"),
+        ("tests.support.back", SMALL, "not imported"),
+        ("tests.support.backbone.more", SMALL, "not imported"),
+        ("tests", "subprocess:Popen", "not imported"),
+        ("tests", "tests.support.backbone", "names no backbone"),
+        ("tests", "tests/../x:Net", "names no backbone"),
+        ("tests", f"{SMALL}\n", "names no backbone"),
+        ("tests", None, "names no backbone"),
+        ("timm, tests", SMALL, None),
+        ("tests.support.backbone", SMALL, None),
+    ],
+)
+def test_a_model_card_does_not_choose_what_is_imported(
+    monkeypatch: pytest.MonkeyPatch, allowed: str, module: str, answer: str | None
+) -> None:
+    card = {"kind": "custom", "module": SMALL, "input_size": 32}
+    weights = save(build_network(**card).state_dict())  # type: ignore[arg-type]
+    monkeypatch.setenv("DAMAGE_ATLAS_MODULES", allowed)
+    if answer is None:
+        assert load_network(weights, card | {"module": module}).embedding_size == 16
+        return
+    with pytest.raises(InputError, match=answer):
+        load_network(weights, card | {"module": module})
 
 
 def test_unknown_networks_are_refused() -> None:

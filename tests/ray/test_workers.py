@@ -182,3 +182,13 @@ def test_one_class_fails_in_one_line_and_no_rank_is_started(cluster: LocalRay, t
     line = next(line for line in log.splitlines() if line.startswith("RAY_JOB_FAILURE "))
     assert "rank 0 of" not in log
     assert "at least two classes" in json.loads(line.removeprefix("RAY_JOB_FAILURE "))["message"]
+
+
+def test_a_misspelt_backbone_fails_in_one_line_and_no_rank_is_started(cluster: LocalRay, tmp_path: Path) -> None:
+    misspelt = ["train.network=custom", "train.module=no_such_package:Net"]
+    run = open_in(tmp_path / "store", make_labelled(tmp_path / "images", each=4), *misspelt)
+    work(cluster, "catalog", run.uri)
+    log = work(cluster, "train", run.uri, expect=2)
+    line = next(line for line in log.splitlines() if line.startswith("RAY_JOB_FAILURE "))
+    assert "rank 0 of" not in log
+    assert "DAMAGE_ATLAS_MODULES=no_such_package" in json.loads(line.removeprefix("RAY_JOB_FAILURE "))["message"]

@@ -25,3 +25,24 @@ class PooledBackbone(SmallBackbone):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return super().forward(images_BCHW).mean(dim=(2, 3))
+
+
+class TiedBackbone(SmallBackbone):
+    """Two names for one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.conv
+
+
+class OddBackbone(SmallBackbone):
+    """Raises what a library would not, when it is built or when it is used."""
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__()
+        self.late = late
+        if not late:
+            raise KeyError("stem")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        raise AssertionError("images of 64 pixels only")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from damage_atlas.errors import InputError
 from damage_atlas.network import CustomNet, EmbeddingNet, build_network
@@ -31,7 +31,7 @@ def new_network(spec: TrainSpec) -> EmbeddingNet:
     """The network with its first weights: drawn from ``train.seed``, a backbone's read where there is a file.
 
     Raises:
-        InputError: the backbone, or its weights, are not there or do not fit.
+        InputError: the backbone, or its weights, are not there or do not fit, or could not be kept in the end.
     """
     # The generator is this function's own: nobody else's draws move the first weights.
     with torch.random.fork_rng(devices=[]):
@@ -45,4 +45,17 @@ def new_network(spec: TrainSpec) -> EmbeddingNet:
                 f"train.module_weights: {spec.module_weights} does not hold the weights of {spec.module} "
                 f"({' '.join(str(error).split())[:200]}). It is a safetensors file with the names of its state_dict()."
             ) from error
+    if isinstance(network, CustomNet):
+        _refuse_what_cannot_be_kept(network, spec)
     return network
+
+
+def _refuse_what_cannot_be_kept(network: CustomNet, spec: TrainSpec) -> None:
+    # Tied parameters, say: the first checkpoint would fail, after minutes of work.
+    try:
+        save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    except Exception as error:  # the user's class may make its own state_dict()
+        raise InputError(
+            f"train.module: the weights of {spec.module} cannot be kept as safetensors "
+            f"({' '.join(str(error).split())[:200]}). Give each of its parameters and buffers a tensor of its own."
+        ) from error

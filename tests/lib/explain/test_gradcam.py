@@ -8,6 +8,8 @@ import torch
 from damage_atlas.explain.gradcam import deletion_scores, explain_batch, signed_maps
 from damage_atlas.network import DamageNet, EmbeddingNet, build_network
 
+pytestmark = pytest.mark.usefixtures("own_backbones")
+
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:

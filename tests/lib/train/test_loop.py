@@ -261,3 +261,9 @@ def test_weights_that_are_none_of_the_backbone_s_are_refused(tmp_path: Path, con
     spec = with_overrides(Settings(), [*BACKBONE, f"train.module_weights={file}"]).train
     with pytest.raises(InputError, match=r"train\.module_weights: .*does not hold the weights of tests"):
         new_network(spec)
+
+
+def test_a_backbone_that_cannot_be_kept_is_refused_before_training() -> None:
+    spec = with_overrides(Settings(), [BACKBONE[0], "train.module=tests.support.backbone:TiedBackbone"]).train
+    with pytest.raises(InputError, match=r"TiedBackbone cannot be kept as safetensors .*a tensor of its own"):
+        new_network(spec)

@@ -1,0 +1,3 @@
+"""A module that does not survive its own import."""
+
+raise OSError("libstem.so: cannot open")
