@@ -45,8 +45,7 @@ class ExplicitTuples:
     Classes take turns as the anchor's; each is walked through in shuffled rounds. A class with fewer than M images
     shows some of its positives again (changed differently each time); one with a single image gives negatives only.
     With fewer classes than N there are as many negatives as other classes; an anchor that has fewer of them than others
-    have shows some classes again. Each time the loss's means keep the
-    meaning of M and N.
+    have shows some classes again. Each time the loss's means keep the meaning of M and N.
 
     Args:
         labels_N: class code of each training image.
