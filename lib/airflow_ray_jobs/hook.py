@@ -101,7 +101,7 @@ def _url(host: str, schema: str, port: int | None) -> str:
     location, slash, path = (rest if mark else host).partition("/")
     if _is_ipv6(location):
         location = f"[{location}]"
-    if port is not None:  # the field counts more than what stands behind the host
+    if port:  # the field counts more than what stands behind the host
         location = re.sub(r":\d+$", "", location) + f":{port}"
     elif not re.search(r":\d+$", location):
         location += f":{DEFAULT_PORT}"
