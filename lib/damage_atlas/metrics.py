@@ -81,35 +81,26 @@ def retrieval_scores(
     ``map_at_r``: with R reference images of the query's class, mean over the nearest R of the precision at each hit
     (Musgrave et al. 2020, arXiv:2003.08505). Queries of a class without reference images are left out; NaN if all are.
     """
-    # Here, because it loads torch, which whoever clusters or explains vectors may do without.
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-    from torch import Tensor, device, from_numpy
-
-    names, codes_N = np.unique(np.asarray(labels_N, dtype=str), return_inverse=True)
+    # Not by pytorch-metric-learning's AccuracyCalculator: importing it puts other methods into FAISS's classes, for the
+    # whole process, which do not know the parameters that search needs.
+    names, codes_N, sizes = np.unique(np.asarray(labels_N, dtype=str), return_inverse=True, return_counts=True)
     truth = np.asarray(truth_Q, dtype=str)
     known = np.flatnonzero(np.isin(truth, names))
     totals = {"recall_at_1": 0.0, "recall_at_10": 0.0, "map_at_r": 0.0}
     if len(known) == 0:
         return dict.fromkeys(totals, float("nan"))
-
-    def nearest(queries: Tensor, k: int, reference: Tensor, _: bool) -> tuple[Tensor, Tensor]:
-        near = exact_neighbours(reference.numpy(), k, queries.numpy())
-        return from_numpy(near.similarities_NK), from_numpy(near.ids_NK)
-
-    calculator = AccuracyCalculator(
-        include=("precision_at_1", "mean_average_precision_at_r"),
-        k="max_bin_count",
-        device=device("cpu"),
-        knn_func=nearest,
-    )
     # A few at a time: R is a class's size, and R neighbours of every query may not fit into memory.
     for rows in np.array_split(known, -(-len(known) // _QUERIES_AT_ONCE)):
-        codes = np.searchsorted(names, truth[rows])
-        found = calculator.get_accuracy(queries_QD[rows], codes, reference_ND, codes_N)
-        ten = exact_neighbours(reference_ND, 10, queries_QD[rows]).ids_NK
-        totals["recall_at_1"] += found["precision_at_1"] * len(rows)
-        totals["recall_at_10"] += float((codes_N[ten] == codes[:, None]).any(axis=1).sum())
-        totals["map_at_r"] += found["mean_average_precision_at_r"] * len(rows)
+        codes_Q = np.searchsorted(names, truth[rows])
+        sizes_Q = sizes[codes_Q]
+        near = exact_neighbours(reference_ND, max(int(sizes_Q.max()), 10), queries_QD[rows]).ids_NK
+        hits_QK = codes_N[near] == codes_Q[:, None]
+        places_K = np.arange(1, hits_QK.shape[1] + 1)
+        precisions_QK = np.cumsum(hits_QK, axis=1) / places_K
+        counted_QK = hits_QK & (places_K <= sizes_Q[:, None])
+        totals["recall_at_1"] += float(hits_QK[:, 0].sum())
+        totals["recall_at_10"] += float(hits_QK[:, :10].any(axis=1).sum())
+        totals["map_at_r"] += float(((precisions_QK * counted_QK).sum(axis=1) / sizes_Q).sum())
     return {name: total / len(known) for name, total in totals.items()}
 
 

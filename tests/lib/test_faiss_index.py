@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from damage_atlas.errors import ContractError
 from damage_atlas.faiss_index import index_bytes, load_index, on_cpu, on_gpu, read_index, search_index
 from damage_atlas.index.build import add_vectors, new_index
+from damage_atlas.metrics import retrieval_scores
 from damage_atlas.parts import map_in_threads
 from damage_atlas.spec import IndexSpec
 from damage_atlas.store import Store
@@ -89,3 +92,21 @@ def test_a_gpu_is_used_where_there_is_one_and_never_stored(monkeypatch: pytest.M
     assert on_gpu(index) == ("card", 0, index) and on_cpu(on_gpu(index)) is index
     graph = built(unit_vectors(50), "hnsw")
     assert on_gpu(graph) is graph, "HNSW has no form on a GPU"
+
+
+def test_nothing_puts_other_methods_into_faiss() -> None:
+    """`faiss.contrib.torch_utils` would, for the whole process, and its methods know no search parameters."""
+    everything = (
+        "import sys, damage_atlas.pipeline, damage_atlas.query, damage_atlas.metrics, damage_atlas.train.losses"
+    )
+    script = f"{everything}; print('faiss.contrib.torch_utils' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
+
+
+def test_scores_leave_faiss_as_it_is() -> None:
+    retrieval_scores(
+        np.eye(4, dtype=np.float32), ["a", "a", "b", "b"], np.eye(4, dtype=np.float32), ["a", "a", "b", "b"]
+    )
+    assert "faiss.contrib.torch_utils" not in sys.modules
