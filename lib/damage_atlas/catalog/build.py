@@ -26,7 +26,7 @@ from damage_atlas.parts import MapParts, map_in_threads, plan_parts
 from damage_atlas.progress import Progress
 from damage_atlas.spec import CatalogSpec
 from damage_atlas.store import Run, Store
-from damage_atlas.store.forgotten import read_forgotten
+from damage_atlas.store.forgotten import Forgotten, read_forgotten
 
 _NAMES_IN_FACTS: Final = 100
 _ORDER: Final = [("file", "ascending"), ("frame", "ascending")]
@@ -75,7 +75,10 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     if run.spec.delivery is not None:  # a tar file may hold members of several
         later = pc.greater(observations["delivery"], run.spec.delivery)
         observations = observations.filter(pc.invert(pc.fill_null(later, False)))
-    observations, forgotten = _without_forgotten(run, observations)
+    forgotten = read_forgotten(run.store, run.spec.archive)
+    everything = observations.num_rows
+    observations = _without_forgotten(forgotten, observations)
+    left_out = everything - observations.num_rows
     observations = mark_duplicates(observations)
     conflicts = contradictions(observations)
     observations, joined = _join_groups(observations)
@@ -106,9 +109,9 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         "groups": len(observations["group"].unique()),
         "joined_groups": joined,
         "side_car": side_car,
-        "forgotten": forgotten,
+        "forgotten": left_out,
         "label_conflicts": _named(file for files in conflicts.values() for file in files),
-        "since_previous": _since_previous(run, observations),
+        "since_previous": _since_previous(run, observations, forgotten.files),
         "notes": notes,
     }
     counts = {
@@ -142,9 +145,7 @@ def _facts_of_files(run: Run, listing: Listing, map_parts: MapParts) -> tuple[pa
     names = set(known["listed"].to_pylist())
     missing = [file for file in listing.files if file.file not in names]
     size = max(_SMALLEST_PART, min(settings.files_per_part, -(-len(missing) // _PARTS_WANTED)))
-    parts = [missing[part.rows] for part in plan_parts(len(missing), size)]
-    if any(file.is_tar or file.is_video for file in missing):
-        parts = [part for files in parts for part in _one_by_one(files)]
+    parts = [files for part in plan_parts(len(missing), size) for files in _one_by_one(missing[part.rows])]
     check = CheckFiles(run.spec.images, limits, sampling, run.store.root, folder)
     tables = [known]
     with Progress("catalog", "files", len(listing.files)) as progress:
@@ -242,15 +243,13 @@ def _refuse_too_many_bad(files: pa.Table, settings: CatalogSpec) -> None:
     )
 
 
-def _without_forgotten(run: Run, observations: pa.Table) -> tuple[pa.Table, int]:
-    """The observations that nobody has asked to forget, and how many were left out."""
-    forgotten = read_forgotten(run.store, run.spec.archive)
+def _without_forgotten(forgotten: Forgotten, observations: pa.Table) -> pa.Table:
+    """The observations that nobody has asked to forget."""
     gone = pc.or_kleene(
         pc.is_in(observations["sha256"], pa.array(sorted(forgotten.sha256), pa.string())),
         pc.is_in(observations["image_id"], pa.array(sorted(forgotten.image_ids), pa.string())),
     )
-    kept = observations.filter(pc.invert(gone))
-    return kept, observations.num_rows - kept.num_rows
+    return observations.filter(pc.invert(gone))
 
 
 def _join_groups(observations: pa.Table) -> tuple[pa.Table, int]:
@@ -288,14 +287,13 @@ def _split(
     ]
 
 
-def _since_previous(run: Run, observations: pa.Table) -> dict[str, Any] | None:
+def _since_previous(run: Run, observations: pa.Table, forgotten: set[str]) -> dict[str, Any] | None:
     """Files of the previous version's catalog that are gone or hold other bytes now; None without one."""
     previous = run.previous()
     if previous is None:
         return None
     settings = run.spec.settings.catalog
     columns = ["file", "sha256", "delivery"]
-    forgotten = read_forgotten(run.store, run.spec.archive).files
     before = previous.read_table("catalog", "observations.parquet", columns)
     now = dict(zip(observations["file"].to_pylist(), observations["sha256"].to_pylist(), strict=True))
     last = run.spec.delivery

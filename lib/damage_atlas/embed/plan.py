@@ -18,7 +18,7 @@ from damage_atlas.parts import plan_parts
 from damage_atlas.store import Run, Stage, Store, load_model_card
 from damage_atlas.store.forgotten import read_forgotten
 from damage_atlas.store.objects import RangeReader, sha256
-from damage_atlas.store.runs import read_output
+from damage_atlas.store.runs import read_output, table_from_bytes
 
 ImageRow = dict[str, Any]  # image_id and images.SOURCE_COLUMNS
 
@@ -94,9 +94,7 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
             }
         )
     output = Output(**stored["wanted"])
-    ids = pq.read_table(
-        io.BytesIO(read_output(run.store, output)), columns=["image_id"], use_threads=False, pre_buffer=False
-    )["image_id"].to_pylist()
+    ids = table_from_bytes(read_output(run.store, output), ["image_id"])["image_id"].to_pylist()
     parts = tuple(
         VectorPart(f"{folder}/{part_name(ids[part.rows])}", output, part.number, part.size)
         for part in plan_parts(len(ids), stored["rows_per_part"])

@@ -10,6 +10,7 @@ from damage_atlas.contracts import Tombstone
 from damage_atlas.errors import ObjectExistsError
 from damage_atlas.store.objects import Store
 from damage_atlas.store.runs import read_document
+from damage_atlas.store.versions import record_numbers
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,8 @@ class Forgotten:
 def read_forgotten(store: Store, archive: str) -> Forgotten:
     """The archive's tombstones; ContractError where one is damaged."""
     folder = f"archives/{archive}/forgotten"
-    found: dict[int, Tombstone] = {}
-    for item in store.list(folder):
-        name = item.key.rpartition("/")[2].removesuffix(".json")
-        if name.isascii() and name.isdecimal():
-            found[int(name)] = read_document(store, item.key, Tombstone)
-    return Forgotten(found)
+    numbers = record_numbers(store, folder)
+    return Forgotten({number: read_document(store, f"{folder}/{number:08d}.json", Tombstone) for number in numbers})
 
 
 def bury(store: Store, archive: str, tombstone: Tombstone) -> int:

@@ -22,7 +22,7 @@ def list_versions(store: Store, archive: str) -> list[int]:
         check_name(archive)
     except ValueError as error:
         raise InputError(f"archive {error}.") from error
-    return _numbers(store, f"archives/{archive}/versions")
+    return record_numbers(store, f"archives/{archive}/versions")
 
 
 def current_version(store: Store, archive: str) -> int | None:
@@ -81,7 +81,7 @@ def promote_model(store: Store, model: str, version: str, reason: str) -> Promot
     """Make ``version`` the model's current one, by the next numbered record."""
     promotion = Promotion(model=model, version=version, reason=reason)
     while True:
-        number = (_numbers(store, f"models/{model}/promotions") or [0])[-1] + 1
+        number = (record_numbers(store, f"models/{model}/promotions") or [0])[-1] + 1
         try:
             store.create(f"models/{model}/promotions/{number:08d}.json", _json(promotion))
             return promotion
@@ -101,7 +101,7 @@ def resolve_model(store: Store, reference: str) -> ModelCard:
     except ValueError as error:
         raise InputError(f"model {error}.") from error
     if not version:
-        numbers = _numbers(store, f"models/{name}/promotions")
+        numbers = record_numbers(store, f"models/{name}/promotions")
         if not numbers:
             raise InputError(f"model {name} has no promoted version in {store.root}. Train it first.")
         version = read_document(store, f"models/{name}/promotions/{numbers[-1]:08d}.json", Promotion).version
@@ -133,7 +133,8 @@ def read_reference(store: Store, card: ModelCard) -> pa.Table:
     return table_from_bytes(read_output(store, card.reference))
 
 
-def _numbers(store: Store, prefix: str) -> list[int]:
+def record_numbers(store: Store, prefix: str) -> list[int]:
+    """Numbers of the records below ``prefix``, ascending; what is named otherwise is none."""
     names = (item.key.rsplit("/", 1)[1].removesuffix(".json") for item in store.list(prefix))
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
