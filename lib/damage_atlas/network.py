@@ -30,6 +30,7 @@ ALLOWED_VARIABLE = "DAMAGE_ATLAS_MODULES"  # modules and packages that backbones
 CHANNELS = (8, 32, 64, 128)
 REDUCTION_UNITS = 128  # FC1, the reduction layer of equation (6)
 _PIXEL_MEAN, _PIXEL_SPREAD = 127.5, 63.75
+_CPU_BATCH = 16
 
 _PATCH = 16  # of the Mixer, pixels; the sizes below keep it at half of Table 3's multiplications
 _MIXER_BLOCKS, _MIXER_CHANNELS, _PLACE_UNITS, _CHANNEL_UNITS = 4, 128, 64, 256
@@ -111,10 +112,22 @@ class DamageNet(EmbeddingNet):
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Relu4: B x 128 x H/8 x W/8."""
-        maps = functional.max_pool2d(functional.relu(self.conv1(images_BCHW)), 2)
-        maps = functional.max_pool2d(functional.relu(self.conv2(maps)), 2)
-        maps = functional.max_pool2d(functional.relu(self.conv3(maps)), 2)
+        # ReLU after the pooling: the same values and gradients as before it, on a quarter of the places.
+        maps = functional.relu(_halve(self.conv1(images_BCHW)))
+        maps = functional.relu(_halve(self.conv2(maps)))
+        maps = functional.relu(_halve(self.conv3(maps)))
         return functional.relu(self.conv4(maps))
+
+
+def _halve(maps_BMHW: Tensor) -> Tensor:
+    """2x2 max-pooling; without gradients on a CPU by plain maxima, three to five times as fast as torch's with bf16."""
+    if torch.is_grad_enabled() or maps_BMHW.device.type != "cpu":
+        return functional.max_pool2d(maps_BMHW, 2)
+    batch, maps, height, width = maps_BMHW.shape
+    even = maps_BMHW.permute(0, 2, 3, 1)[:, : height // 2 * 2, : width // 2 * 2]
+    rows = torch.maximum(even[:, 0::2], even[:, 1::2])
+    pairs = rows.reshape(batch, height // 2, width // 2, 2 * maps)
+    return torch.maximum(pairs[..., :maps], pairs[..., maps:]).permute(0, 3, 1, 2)
 
 
 class MixerNet(EmbeddingNet):
@@ -317,9 +330,12 @@ def embed_pixels(
 ) -> np.ndarray:
     """Embeddings (B x D, float32) of preprocessed pixels, in batches padded to ``batch_size``.
 
-    The shape of a batch decides the last bits of its results, so that it must not depend on how much is left.
+    The shape of a batch decides the last bits of its results, so that it must not depend on how much is left. On a CPU
+    batches hold at most 16: the maps of more do not fit its caches.
     """
     device = next(network.parameters()).device
+    if device.type == "cpu":
+        batch_size = min(batch_size, _CPU_BATCH)
     vectors = np.empty((len(pixels_BHWC), network.embedding_size), np.float32)
     for start in range(0, len(pixels_BHWC), batch_size):
         batch = pixels_BHWC[start : start + batch_size]

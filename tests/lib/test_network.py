@@ -33,6 +33,17 @@ def test_odd_sizes_round_down() -> None:
     assert DamageNet(180)(torch.zeros(1, 3, 180, 180)).shape == (1, 16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [160, 180])
+def test_pooling_gives_the_same_maps_with_and_without_gradients(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = DamageNet(size).to(dtype=dtype, memory_format=torch.channels_last)
+    for images in (torch.randn(3, 3, size, size, dtype=dtype), torch.full((3, 3, size, size), torch.nan, dtype=dtype)):
+        with torch.inference_mode():
+            maps = net.features(images)
+        assert torch.equal(maps.nan_to_num(7.0), net.features(images).nan_to_num(7.0))
+
+
 def test_layers_of_table_3() -> None:
     net = DamageNet()
     counts = [sum(p.numel() for p in layer.parameters()) for layer in net.children()]

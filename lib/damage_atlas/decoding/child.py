@@ -1,12 +1,14 @@
 """The process in which decoders run: requests come by standard input, answers go by standard output.
 
-Both are framed: two lengths, a JSON document, then bytes (a file, or pixels). When a request takes too long the alarm
-ends the process, wherever the decoder hangs; when the caller is gone the input ends, and so does the process.
+Both are framed: two lengths, a JSON document, then bytes (a file, or pixels). Pixels go by memory that both map, whose
+file descriptor is the first argument, where they fit into it. When a request takes too long the alarm ends the process,
+wherever the decoder hangs; when the caller is gone the input ends, and so does the process.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import struct
@@ -46,7 +48,8 @@ def read_message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
 class _Decoders:
     """Answers requests; the last video stays open."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: memoryview) -> None:
+        self._shared = shared
         self._video: tuple[str, Any] | None = None
 
     def answer(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
@@ -55,15 +58,24 @@ class _Decoders:
             case "inspect":
                 return asdict(inspect(data, limits)), b""
             case "decode":
-                return _with_pixels(decode(data, limits))
+                return self._with_pixels(decode(data, limits))
             case "choose_frames":
                 from damage_atlas.decoding.video import choose_frames
 
                 sampling = Sampling(**request["sampling"])
                 return asdict(choose_frames(request["path"], sampling, limits, lambda: _watch(limits))), b""
             case "read_frame":
-                return _with_pixels(self._open(request["path"], limits).read(request["pts"], lambda: _watch(limits)))
+                frames = self._open(request["path"], limits)
+                return self._with_pixels(frames.read(request["pts"], lambda: _watch(limits)))
         raise ValueError(request["op"])
+
+    def _with_pixels(self, pixels: Pixels) -> tuple[dict[str, Any], bytes | memoryview]:
+        height, width, _ = pixels.shape
+        data = memoryview(pixels.reshape(-1).data)
+        shared = data.nbytes <= self._shared.nbytes
+        if shared:
+            self._shared[: data.nbytes] = data
+        return {"height": height, "width": width, "shared": shared}, b"" if shared else data
 
     def _open(self, path: str, limits: Limits) -> Any:
         from damage_atlas.decoding.video import VideoReader
@@ -74,11 +86,6 @@ class _Decoders:
             self._video = None
             self._video = (path, VideoReader(path, limits))
         return self._video[1]
-
-
-def _with_pixels(pixels: Pixels) -> tuple[dict[str, Any], memoryview]:
-    height, width, _ = pixels.shape
-    return {"height": height, "width": width}, memoryview(pixels.reshape(-1).data)
 
 
 def _watch(limits: Limits) -> None:
@@ -92,7 +99,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not get between the answers
-    decoders = _Decoders()
+    decoders = _Decoders(memoryview(mmap.mmap(int(sys.argv[1]), 0)) if len(sys.argv) > 1 else memoryview(b""))
     while (message := read_message(requests)) is not None:
         request, data = message
         _watch(Limits(**request["limits"]))

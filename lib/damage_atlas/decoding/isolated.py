@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import math
+import mmap
 import os
 import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -25,7 +27,8 @@ from damage_atlas.decoding.facts import DEFAULT_LIMITS, Limits, PictureFacts, Pi
 from damage_atlas.decoding.faults import ImageError
 from damage_atlas.errors import MachineError
 
-_PIPE_BYTES: Final = 1 << 20  # what Linux grants to anyone; most pictures then travel in one write
+_PIPE_BYTES: Final = 1 << 20  # what Linux grants to anyone; most files then travel in one write
+_SHARED_BYTES: Final = 8 << 20  # for pixels; those of larger pictures go through the pipe
 _TRIES: Final = 2  # a process that was killed from outside says nothing about the file
 
 
@@ -36,18 +39,18 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
         ImageError: as there; or the decoder crashed, or took longer than ``limits.decode_limit_s``.
         MachineError: the process was killed from outside, or cannot be started.
     """
-    return _pixels(*_ask({"op": "decode"}, limits, data))
+    return _ask({"op": "decode"}, limits, data, _Child.pixels)
 
 
 def inspect(data: bytes, limits: Limits = DEFAULT_LIMITS) -> PictureFacts:
     """``pictures.inspect`` in a process of its own; errors as in ``decode``."""
-    answer, _ = _ask({"op": "inspect"}, limits, data)
+    answer = _ask({"op": "inspect"}, limits, data)
     return PictureFacts(**answer | {"captured_at": _moment(answer["captured_at"])})
 
 
 def choose_frames(path: str, sampling: Sampling, limits: Limits = DEFAULT_LIMITS) -> VideoFacts:
     """``video.choose_frames`` in a process of its own; the limit counts from frame to frame."""
-    answer, _ = _ask({"op": "choose_frames", "path": path, "sampling": asdict(sampling)}, limits)
+    answer = _ask({"op": "choose_frames", "path": path, "sampling": asdict(sampling)}, limits)
     frames = tuple((pts, time_s) for pts, time_s in answer["frames"])
     return VideoFacts(**answer | {"captured_at": _moment(answer["captured_at"]), "frames": frames})
 
@@ -73,7 +76,7 @@ class VideoFrames:
             self._child = _borrow()
         request = {"op": "read_frame", "path": self.path, "pts": pts, "limits": asdict(self.limits)}
         try:
-            return _pixels(*_checked(*self._child.ask(request, b"")))
+            return self._child.pixels(*_checked(*self._child.ask(request, b"")))
         except _ChildDied as died:
             self._child = None
             raise died.as_error(self.limits) from died
@@ -103,14 +106,21 @@ class _Child:
     def __init__(self) -> None:
         # The caller's module path as it is now: Ray adds to it at run time.
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self.process = subprocess.Popen(
-            # -P: what lies in the folder where someone started us is not ours to import.
-            [sys.executable, "-P", "-m", "damage_atlas.decoding.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=env,
-        )
+        shared = os.memfd_create("damage-atlas-pixels")
+        try:
+            os.ftruncate(shared, _SHARED_BYTES)
+            self._shared = mmap.mmap(shared, 0)
+            self.process = subprocess.Popen(
+                # -P: what lies in the folder where someone started us is not ours to import.
+                [sys.executable, "-P", "-m", "damage_atlas.decoding.child", str(shared)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(shared,),
+                env=env,
+            )
+        finally:
+            os.close(shared)
         self._in, self._out = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
         for pipe in (self._in, self._out):
             with suppress(OSError):  # the user's pipes may be used up already: slower, not wrong
@@ -128,6 +138,15 @@ class _Child:
         if answer is None:
             raise _ChildDied(self._ended())
         return answer
+
+    def pixels(self, answer: dict[str, Any], data: bytes) -> Pixels:
+        """The pixels of an answer, before the next question is asked: H x W x 3, read-only."""
+        shape = answer["height"], answer["width"], 3
+        if not answer["shared"]:
+            return np.frombuffer(data, np.uint8).reshape(shape)
+        pixels = np.frombuffer(self._shared, np.uint8, math.prod(shape)).reshape(shape).copy()
+        pixels.flags.writeable = False
+        return pixels
 
     def _ended(self) -> int:
         with suppress(OSError):
@@ -180,12 +199,17 @@ def _forget_idle() -> None:
 os.register_at_fork(after_in_child=_forget_idle)
 
 
-def _ask(request: dict[str, Any], limits: Limits, data: bytes = b"") -> tuple[dict[str, Any], bytes]:
+def _document(_: _Child, answer: dict[str, Any], data: bytes) -> dict[str, Any]:
+    return answer
+
+
+def _ask(request: dict[str, Any], limits: Limits, data: bytes = b"", take: Callable[..., Any] = _document) -> Any:
+    """What ``take`` makes of the answer while the process is still ours."""
     request = {**request, "limits": asdict(limits)}
     for attempt in range(_TRIES):
         try:
             with _borrowed() as child:
-                return _checked(*child.ask(request, data))
+                return take(child, *_checked(*child.ask(request, data)))
         except _ChildDied as died:
             error = died.as_error(limits)
             if died.code == -signal.SIGALRM or attempt == _TRIES - 1:
@@ -199,10 +223,6 @@ def _checked(answer: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes
     if "reason" in answer:
         raise ImageError(answer["reason"], answer["detail"])
     return answer, data
-
-
-def _pixels(answer: dict[str, Any], data: bytes) -> Pixels:
-    return np.frombuffer(data, np.uint8).reshape(answer["height"], answer["width"], 3)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -18,11 +18,18 @@ def exif_of(image: Image.Image) -> dict[int, Any]:
         if not tags:
             return {}
         gps = dict(tags.get_ifd(ExifTags.IFD.GPSInfo))
-        merged = dict(tags) | dict(tags.get_ifd(ExifTags.IFD.Exif)) | {int(ExifTags.IFD.GPSInfo): gps}
-        orientation = merged.get(ExifTags.Base.Orientation)
-        return merged if isinstance(orientation, int) else {k: v for k, v in merged.items() if k != 0x0112}
+        return dict(tags) | dict(tags.get_ifd(ExifTags.IFD.Exif)) | {int(ExifTags.IFD.GPSInfo): gps}
     except DECODER_FAULTS:
         return {}  # metadata is a guest in the file: its damage never costs the picture
+
+
+def orientation(image: Image.Image) -> int:
+    """How the picture must be turned, 1 to 8; 1, not at all, where that is not said."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except DECODER_FAULTS:
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def captured_at(exif: dict[int, Any]) -> datetime | None:

@@ -19,7 +19,6 @@ import simplejpeg
 # Importing a plugin registers its format; left to itself Pillow does that late, and threads race for it.
 from PIL import (
     BmpImagePlugin,  # noqa: F401
-    ExifTags,
     GifImagePlugin,  # noqa: F401
     Image,
     JpegImagePlugin,  # noqa: F401
@@ -32,7 +31,7 @@ from PIL import (
 
 from damage_atlas.decoding.facts import DEFAULT_LIMITS, Limits, PictureFacts, Pixels
 from damage_atlas.decoding.faults import DECODER_FAULTS, ImageError
-from damage_atlas.decoding.metadata import captured_at, exif_of, position
+from damage_atlas.decoding.metadata import captured_at, exif_of, orientation, position
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 
@@ -76,7 +75,7 @@ def inspect(data: bytes, limits: Limits = DEFAULT_LIMITS) -> PictureFacts:
     with _opened(data, limits, "GRAY") as (image, _):
         exif = exif_of(image)
         width, height = image.size
-        if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+        if orientation(image) in (5, 6, 7, 8):
             width, height = height, width
         latitude, longitude = position(exif)
         kind = "JPEG" if image.format == "MPO" else str(image.format)
@@ -201,7 +200,7 @@ def _to_8_bits(image: Image.Image) -> Pixels:
 
 def _upright(image: Image.Image, pixels: Pixels) -> Pixels:
     # Pillow turns TIFFs itself and then drops the tag.
-    method = _UPRIGHT.get(exif_of(image).get(ExifTags.Base.Orientation, 1))
+    method = _UPRIGHT.get(orientation(image))
     if method is None:
         return pixels
     return np.asarray(Image.fromarray(pixels).transpose(method))
