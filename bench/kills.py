@@ -1,10 +1,16 @@
 """Killed while catalog and embed run on Ray: twenty trials, each of which must end with an undisturbed run's tables.
 
     python -m bench.kills --demo var/bench/demo --work var/bench/kills --images 20000 --each 5
+    python -m bench.kills --demo var/bench/demo --work var/bench/kills-s3 --images 2000 --each 5 --s3 --spoilt 0.05
 
 Four victims (the job's driver, a Ray worker of it, a worker node, the whole job), each at moments drawn by a seed:
-before the seal of embed, in its middle, when the last part is there and the seal is not, and after it. A job that ends
-badly is started again as its next attempt, as the bridge does. Results are appended to WORK/kills.jsonl.
+in the catalog, early and late in embed, when the last part is there and the seal is not, and after the seal. A job that
+ends badly is started again as its next attempt, as the bridge does. With ``--s3`` pictures and store lie on a real S3
+server, which is a fifth victim: it is stopped for 20 seconds; ``--spoilt`` is the share of its answers that a proxy
+turns into 503s and resets.
+
+Results are appended to WORK/kills.jsonl; the same command goes on with the trials that are not there. Of images that
+were embedded more than once, `redone` says how many: a killed process may lose the part that it had begun.
 """
 
 from __future__ import annotations
@@ -19,7 +25,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +36,26 @@ import psutil
 from bench.scale import ROOT, make_model
 from bench.shards import make_shards
 from damage_atlas.neighbours import read_vectors
-from damage_atlas.spec import CatalogSpec, Settings
+from damage_atlas.spec import CatalogSpec, EmbedSpec, Settings
 from damage_atlas.store import Run, Store, start_run
 from infra.local.ray_cluster import LocalRay
 
 VICTIMS = ("driver", "worker", "node", "job")
 MOMENTS = ("catalog", "early in embed", "late in embed", "before the seal", "after the seal")
-STAGES = ("catalog", "embed", "index")
+STAGES = {"catalog": "workers.catalog", "embed": "bench.counted_embed", "index": "workers.index"}
 _GIVE_UP = 4  # attempts
+_AWAY_S = 20  # the server
+_PARTS = 40  # of vectors, at least
+_ACTORS = 2
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Who is killed, when, and a number between 0 and 1 that says where in that moment, and which of several."""
+
+    victim: str
+    moment: str
+    share: float
 
 
 def main() -> None:
@@ -45,109 +65,167 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--each", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--s3", action="store_true")
+    parser.add_argument("--spoilt", type=float, default=0.0)
     arguments = parser.parse_args()
     shards = arguments.work / "images"
     make_shards(arguments.demo, shards, arguments.images)
+    log = arguments.work / "kills.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    with Trials(arguments, shards) as trials:
+        wanted = trials.run(None)
+        for kill in _kills(arguments):
+            if any(row["kill"] == vars(kill) for row in rows):
+                continue
+            found = trials.run(kill, wanted["parts"])
+            row = {
+                "kill": vars(kill),
+                "attempts": found["attempts"],
+                "tables_equal": found["tables"] == wanted["tables"],
+                "images": arguments.images,
+                "redone": found["begun"] - wanted["begun"],
+                "rows_per_part": trials.settings.embed.rows_per_part,
+                "spoilt": arguments.spoilt,
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    good = sum(row["tables_equal"] for row in rows)
+    parts = max(row["redone"] / row["rows_per_part"] for row in rows)
+    print(f"{good} of {len(rows)} trials ended with the undisturbed run's tables")
+    print(f"at most {parts:.1f} parts redone in a trial, with {_ACTORS} actors")
+    sys.exit(good < len(rows))
+
+
+def _kills(arguments: argparse.Namespace) -> Iterator[Kill]:
     rng = random.Random(arguments.seed)
-    failures = 0
-    with Cluster(arguments.work) as cluster:
-        wanted, parts = _tables(_trial(arguments.work, shards, cluster, None, None, 0.0)[0])
-        for victim in VICTIMS:
-            for number in range(arguments.each):
-                moment, share = MOMENTS[number % len(MOMENTS)], rng.random()
-                run, attempts = _trial(arguments.work, shards, cluster, victim, moment, share, parts)
-                is_equal = _tables(run)[0] == wanted
-                failures += not is_equal
-                row = {"victim": victim, "moment": moment, "share": round(share, 3), "seed": arguments.seed}
-                row |= {"attempts": attempts, "tables_equal": is_equal, "images": arguments.images}
-                print(json.dumps(row), flush=True)
-                with (arguments.work / "kills.jsonl").open("a") as log:
-                    log.write(json.dumps(row) + "\n")
-    print(f"{len(VICTIMS) * arguments.each - failures} of {len(VICTIMS) * arguments.each} trials ended well")
-    sys.exit(bool(failures))
+    for victim in (*VICTIMS, "server") if arguments.s3 else VICTIMS:
+        for number in range(arguments.each):
+            yield Kill(victim, MOMENTS[number % len(MOMENTS)], round(rng.random(), 3))
 
 
-class Cluster:
-    """A head and two worker nodes, which may lose one."""
+class Trials:
+    """A head and two worker nodes, which may lose one; and where pictures and stores lie."""
 
-    def __init__(self, work: Path) -> None:
-        env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "lib")])}
-        self.ray = LocalRay(work / "ray", nodes=3, cpus_per_node=1, env=env)
+    def __init__(self, arguments: argparse.Namespace, shards: Path) -> None:
+        self.work: Path = arguments.work
+        self.settings = Settings(
+            catalog=CatalogSpec(labels="none"),
+            embed=EmbedSpec(rows_per_part=min(512, arguments.images // _PARTS), actors=_ACTORS),
+        )
         self.next_node = 4
         self.nodes = [2, 3]
+        self.images, self.stores = str(shards), str(self.work / "stores")
+        self.begun = self.work / "begun"
+        self.count = 0
+        self._spoilt = arguments.spoilt
+        self._on_s3 = arguments.s3
+        self._stack = ExitStack()
 
-    def __enter__(self) -> Cluster:
-        self.ray.start()
+    def __enter__(self) -> Trials:
+        with self._stack:
+            shutil.rmtree(self.work / "stores", ignore_errors=True)
+            if self._on_s3:
+                self._start_server()
+            env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "lib")]), "BENCH_COUNT_FILE": str(self.begun)}
+            os.environ["BENCH_COUNT_FILE"] = env["BENCH_COUNT_FILE"]
+            self.ray = LocalRay(self.work / "ray", nodes=3, cpus_per_node=1, env={**os.environ, **env})
+            self._stack.enter_context(self.ray)
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ray.stop()
+        self._stack.close()
 
-    def lose_node(self, rng_share: float) -> None:
+    def _start_server(self) -> None:
+        from tests.support.faulty_proxy import FaultyProxy
+        from tests.support.s3_server import S3Server
+
+        self.server = self._stack.enter_context(S3Server())
+        self.server.create_bucket("kills")
+        os.environ |= self.server.env()
+        images = Store("s3://kills/images")
+        for shard in sorted(Path(self.images).iterdir()):
+            images.create(shard.name, shard.read_bytes())
+        self.images, self.stores = "s3://kills/images", "s3://kills/stores"
+        if self._spoilt:
+            proxy = self._stack.enter_context(FaultyProxy(self.server.endpoint_url, self._spoilt))
+            os.environ["AWS_ENDPOINT_URL_S3"] = proxy.url
+
+    def run(self, kill: Kill | None, parts: int = 0) -> dict[str, Any]:
+        """What the stages leave in a store of its own; ``parts`` is how many parts of vectors there will be."""
+        self.count += 1
+        store = Store(f"{self.stores}/{self.count}")
+        make_model(store, self.work / "labelled")
+        run = start_run(
+            store, kind="recluster", archive="big", images=self.images, model="net", settings=self.settings, run_id="r"
+        )
+        self.begun.write_text("")
+        attempts = {}
+        for stage, module in STAGES.items():
+            struck = kill is None or stage != ("catalog" if kill.moment == "catalog" else "embed")
+            for attempt in range(1, _GIVE_UP + 1):
+                command = [sys.executable, "-m", module, run.uri, "--attempt", str(attempt)]
+                with (self.work / "job.log").open("ab") as log:
+                    job = subprocess.Popen(
+                        command, cwd=ROOT, env={**os.environ, **self.ray.client_env}, stdout=log, stderr=log
+                    )
+                if kill is not None and not struck:
+                    struck = True
+                    _wait_for(run, kill, parts, job)
+                    self._strike(kill, job)
+                if job.wait() == 0:
+                    break
+            attempts[stage] = attempt
+        tables, parts = _tables(run)
+        if store.folder is not None:
+            shutil.rmtree(store.folder)
+        begun = sum(int(line) for line in self.begun.read_text().split())
+        return {"tables": tables, "parts": parts, "attempts": attempts, "begun": begun}
+
+    def _strike(self, kill: Kill, job: subprocess.Popen[bytes]) -> None:
+        workers = _workers()
+        if kill.victim == "server":
+            self.server.stop()
+            time.sleep(_AWAY_S)
+            self.server.start()
+        if kill.victim == "node":
+            self._lose_node(kill.share)
+        if kill.victim in ("driver", "job"):
+            with suppress(ProcessLookupError):
+                job.send_signal(signal.SIGKILL)
+        if kill.victim in ("worker", "job"):
+            chosen = workers if kill.victim == "job" else workers[int(kill.share * len(workers)) :][:1]
+            for process in chosen:
+                with suppress(psutil.Error):
+                    process.kill()
+
+    def _lose_node(self, share: float) -> None:
         """Kill a worker node with all that runs on it, and bring another up."""
-        number = self.nodes.pop(int(rng_share * len(self.nodes)))
+        number = self.nodes.pop(int(share * len(self.nodes)))
         self.ray.kill_node(number)
         self.ray.start_worker(self.next_node)
         self.nodes.append(self.next_node)
         self.next_node += 1
 
 
-def _trial(
-    work: Path, shards: Path, cluster: Cluster, victim: str | None, moment: str | None, share: float, parts: int = 0
-) -> tuple[Run, dict[str, int]]:
-    shutil.rmtree(work / "store", ignore_errors=True)
-    store = Store(work / "store")
-    make_model(store, work / "labelled")
-    settings = Settings(catalog=CatalogSpec(labels="none"))
-    run = start_run(store, kind="recluster", archive="big", images=str(shards), model="net", settings=settings)
-    attempts = {}
-    for stage in STAGES:
-        struck = victim is None or (stage == "catalog") != (moment == "catalog") or stage == "index"
-        for attempt in range(1, _GIVE_UP + 1):
-            command = [sys.executable, "-m", f"workers.{stage}", run.uri, "--attempt", str(attempt)]
-            with (work / "job.log").open("ab") as log:
-                job = subprocess.Popen(
-                    command, cwd=ROOT, env={**os.environ, **cluster.ray.client_env}, stdout=log, stderr=log
-                )
-            if not struck:
-                struck = True
-                _wait_for(run, str(moment), share, parts, job)
-                _strike(str(victim), job, cluster, share)
-            if job.wait() == 0:
-                break
-        attempts[stage] = attempt
-    return run, attempts
-
-
-def _wait_for(run: Run, moment: str, share: float, parts: int, job: subprocess.Popen[bytes]) -> None:
+def _wait_for(run: Run, kill: Kill, parts: int, job: subprocess.Popen[bytes]) -> None:
     """Until the moment has come, or the job is over."""
-    folder = "archives/big/files" if moment == "catalog" else "archives/big/vectors"
-    of_all = {"catalog": 0.5 * share, "early in embed": 0.4 * share, "late in embed": 0.5 + 0.45 * share}.get(
-        moment, 1.0
-    )
-    seal = Path(f"{run.store.folder}/{run.key}/embed/artifact.json")
-    total = 20 if moment == "catalog" else parts
+    folder = "archives/big/files" if kill.moment == "catalog" else "archives/big/vectors"
+    of_all = {
+        "catalog": 0.5 * kill.share,
+        "early in embed": 0.4 * kill.share,
+        "late in embed": 0.5 + 0.45 * kill.share,
+    }.get(kill.moment, 1.0)
+    total = 20 if kill.moment == "catalog" else parts
     while job.poll() is None:
-        if moment == "after the seal":
-            if seal.exists():
+        if kill.moment == "after the seal":
+            if run.store.exists(f"{run.key}/embed/artifact.json"):
                 return
         elif sum(1 for _ in run.store.list(folder)) >= max(1, round(of_all * total)):
             return
-        time.sleep(0.02)
-
-
-def _strike(victim: str, job: subprocess.Popen[bytes], cluster: Cluster, share: float) -> None:
-    workers = _workers()
-    if victim == "node":
-        cluster.lose_node(share)
-    if victim in ("driver", "job"):
-        with suppress(ProcessLookupError):
-            job.send_signal(signal.SIGKILL)
-    if victim in ("worker", "job"):
-        chosen = workers if victim == "job" else workers[int(share * len(workers)) :][:1]
-        for process in chosen:
-            with suppress(psutil.Error):
-                process.kill()
+        time.sleep(0.02 if run.store.folder is not None else 0.2)
 
 
 def _workers() -> list[psutil.Process]:
