@@ -86,7 +86,7 @@ def run_over(folder: Path, files: list[Path], number: int) -> Run:
     settings = Settings(train=TrainSpec(iterations=1, batch_size=8, input_size=_SIZE))
     arguments = {"archive": "bench", "model": "net"}
     list(run_pipeline(start_run(store, kind="train", images=str(labelled), settings=settings, **arguments)))
-    settings = Settings(catalog=CatalogSpec(labels="none"), embed=EmbedSpec(rows_per_part=128))
+    settings = Settings(catalog=CatalogSpec(labels="none"), embed=EmbedSpec(rows_per_part=128, in_job_up_to=0))
     run = start_run(store, kind="recluster", images=str(files[0].parent), settings=settings, **arguments)
     run_stage(run, "catalog")
     return run

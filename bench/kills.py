@@ -112,7 +112,7 @@ class Trials:
         self.work: Path = arguments.work
         self.settings = Settings(
             catalog=CatalogSpec(labels="none"),
-            embed=EmbedSpec(rows_per_part=min(512, arguments.images // _PARTS), actors=_ACTORS),
+            embed=EmbedSpec(rows_per_part=min(512, arguments.images // _PARTS), actors=_ACTORS, in_job_up_to=0),
         )
         self.next_node = 4
         self.nodes = [2, 3]
@@ -229,12 +229,13 @@ def _wait_for(run: Run, kill: Kill, parts: int, job: subprocess.Popen[bytes]) ->
 
 
 def _workers() -> list[psutil.Process]:
-    """Ray's processes that run our tasks and actors."""
+    """Processes of this cluster that run our tasks and actors."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             title = " ".join(process.cmdline())
-            if title.startswith("ray::") and any(word in title for word in ("MapBatches", "_apply", "MapWorker")):
+            ours = process.environ().get("BENCH_COUNT_FILE") == os.environ["BENCH_COUNT_FILE"]
+            if ours and title.startswith("ray::") and any(w in title for w in ("MapBatches", "_apply", "MapWorker")):
                 found.append(process)
     return sorted(found, key=lambda process: process.pid)
 

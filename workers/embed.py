@@ -14,7 +14,15 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from damage_atlas.contracts import Artifact, Output
-from damage_atlas.embed import DecodedPart, ForwardPart, PartResult, VectorPart, decoder_of, embed_archive
+from damage_atlas.embed import (
+    DecodedPart,
+    ForwardPart,
+    PartResult,
+    VectorPart,
+    decoder_of,
+    embed_archive,
+    embed_in_threads,
+)
 from damage_atlas.store import Run
 from workers.job import run_job
 from workers.on_ray import connect
@@ -67,15 +75,17 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
 
     Parts are decoded by tasks wherever there are CPUs, and forwarded by a pool of actors, one for each GPU; Ray Data
     holds decoding back while the actors are behind. Without GPUs it makes one step of both: nothing has to travel.
+    A few images are embedded here, on this machine's CPUs.
     """
-    if not parts:
+    spec = run.spec.settings.embed
+    if sum(part.size for part in parts) <= spec.in_job_up_to:
+        yield from embed_in_threads(run, parts)
         return
     connect()
     context = DataContext.get_current()
     context.enable_progress_bars = False  # our own line per interval says more
     context.wait_for_min_actors_s = _ACTORS_READY_S
     context.target_max_block_size = None  # a part stays in one piece
-    spec = run.spec.settings.embed
     gpus = int(ray.cluster_resources().get("GPU", 0))
     on_gpu = gpus >= 1
     resources = {"num_cpus": spec.threads_per_actor, "scheduling_strategy": "SPREAD"}

@@ -30,8 +30,12 @@ def largest_node_cpus() -> int:
 
 
 def map_on_ray(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
-    """Map ``function`` over ``parts`` as Ray tasks, results in order; a task that is lost with its node is redone."""
-    if not parts:
+    """Map ``function`` over ``parts`` as Ray tasks, results in order; a task that is lost with its node is redone.
+
+    A single part is worked through here: a task's process takes longer to start.
+    """
+    if len(parts) <= 1:
+        yield from map(function, parts)
         return
     connect()
     shared = ray.put(function)

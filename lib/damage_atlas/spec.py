@@ -141,6 +141,7 @@ class EmbedSpec(Document):
     rows_per_part: int = Field(512, ge=1)
     precision: Literal["auto", "bf16", "float32"] = "auto"
     actors: int = Field(2, ge=1)
+    in_job_up_to: int = Field(2048, ge=0)  # images that a Ray job embeds itself: done before its actors have started
     threads_per_actor: int = Field(1, ge=1, le=1024)
 
 

@@ -29,6 +29,7 @@ SETTINGS = with_overrides(
         "train.checkpoint_every=10",
         "embed.rows_per_part=16",
         "embed.batch_size=8",
+        "embed.in_job_up_to=0",
         "index.kind=ivf",
         "index.rows_per_part=16",
     ],
@@ -70,7 +71,9 @@ def open_in(store: Path, images: Path, *overrides: str) -> Run:
 ONE_DRIVER = """
 import importlib, sys
 from damage_atlas.store import Run
+from workers.logs import log_to_stdout
 
+log_to_stdout()
 run = Run.load(sys.argv[1])
 for stage in run.spec.stages:
     importlib.import_module(f"workers.{stage}").work(run)
@@ -129,12 +132,26 @@ def test_two_workers_give_what_one_process_gives(one_process: Run, on_ray: tuple
 
 
 @minutes_each
-def test_one_worker_gives_what_one_process_gives(
-    one_process: Run, cluster: LocalRay, images: Path, tmp_path: Path
+@pytest.mark.parametrize("overrides", [("train.workers=1", "embed.actors=1"), ("embed.in_job_up_to=9999",)])
+def test_one_worker_and_none_give_what_one_process_gives(
+    one_process: Run, cluster: LocalRay, images: Path, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    run = open_in(tmp_path, images, "train.workers=1", "embed.actors=1")
+    run = open_in(tmp_path, images, *overrides)
     run_python(cluster, "-c", ONE_DRIVER, run.uri)
     assert_equal_results(one_process, run)
+
+
+@minutes_each
+def test_four_workers_give_what_one_gives(images: Path, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    env = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "lib")])}
+    four = open_in(tmp_path / "four", images, "train.shards=4", "train.workers=4", "embed.actors=4")
+    one = open_in(tmp_path / "one", images, "train.shards=4", "train.workers=1", "embed.actors=1")
+    with LocalRay(tmp_path / "ray", nodes=4, cpus_per_node=1, env=env) as cluster:
+        log = run_python(cluster, "-c", ONE_DRIVER, four.uri)
+        run_python(cluster, "-c", ONE_DRIVER, one.uri)
+    assert "by 4 actors on 4 nodes" in log, log[-3000:]
+    assert_equal_results(one, four)
 
 
 def test_training_had_two_ranks_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
