@@ -59,8 +59,8 @@ class EmbeddingNet(nn.Module):
         self.fc2 = nn.Linear(REDUCTION_UNITS, self.embedding_size)
 
     def prepare(self, pixels_BHWC: np.ndarray | Tensor) -> Tensor:
-        """Preprocessed pixels (uint8, B x H x W x 3) as this network's input (float32, B x 3 x H x W)."""
-        return to_input(pixels_BHWC, self.standardize)
+        """Preprocessed pixels (uint8, B x H x W x 3) as this network's input (B x 3 x H x W, of its weights' type)."""
+        return to_input(pixels_BHWC, self.standardize).to(self.fc2.weight.dtype)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """The feature layer of equation (7): B x M x H x W."""
@@ -82,7 +82,9 @@ class EmbeddingNet(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings of unit length: B x D."""
         units = functional.relu(self.reduction(self.features(images_BCHW)))
-        return functional.normalize(self.fc2(units).float(), dim=1)
+        vectors = self.fc2(units)
+        # Half a float is too short for cosines; a network in float64, to check sums with, keeps its digits.
+        return functional.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
 
 
 class DamageNet(EmbeddingNet):
