@@ -338,6 +338,107 @@ def verify(
         raise typer.Exit(1)
 
 
+WorkOption = Annotated[Path, typer.Option("--work", help="Folder of the experiment; what it holds is not repeated.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0 on.")]
+
+
+@app.command()
+def subclasses(
+    images: ImagesOption,
+    work: WorkOption,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant", help="A known one, or 'NAME: train.instance_weight=1 …'; the first is the reference."
+        ),
+    ] = None,
+    pairings: Annotated[int | None, typer.Option("--pairings", min=1, help="Ways to merge; by default all.")] = None,
+    seeds: SeedsOption = 1,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    groups: GroupsOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Experiment: merge the classes into pairs, train on the pairs, and look how well the classes are found again."""
+    from damage_atlas.experiments import data, plots
+    from damage_atlas.experiments import subclasses as experiment
+
+    settings = _settings(spec, set_, groups, Settings())
+    variants = dict(map(experiment.parse_variant, variant or list(experiment.VARIANTS)))
+    scores = (
+        "coarse_knn",
+        "fine_knn",
+        "fine_ari",
+        "fine_ari_eps_3",
+        "fine_ari_dbscan_in_embedding",
+        "fine_ari_k_means",
+    )
+    with data.open_images(images, work, settings) as (found, pixels):
+        plan = experiment.Plan(settings, variants, experiment.pairings(found.classes)[:pairings], range(seeds))
+        rows = experiment.recover_subclasses(found, pixels, plan, work / "subclasses.jsonl", _say_row)
+    (work / "subclasses.png").write_bytes(plots.draw_scores(rows, "variant", scores))
+    _print_experiment(experiment.summarise(rows, list(variants), scores), as_json)
+
+
+@app.command()
+def baselines(
+    images: ImagesOption,
+    work: WorkOption,
+    method: Annotated[list[str] | None, typer.Option("--method", help="One of them; by default all.")] = None,
+    rates: Annotated[str, typer.Option("--rates", help="Learning rates that each method is tuned over.")] = "1e-4,1e-3",
+    seeds: SeedsOption = 1,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    groups: GroupsOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Experiment: held-out scores of our loss beside other losses on the same network, and without learning."""
+    from damage_atlas.experiments import baselines as experiment
+    from damage_atlas.experiments import data, plots
+    from damage_atlas.experiments.subclasses import summarise
+
+    settings = _settings(spec, set_, groups, Settings())
+    methods = method or list(experiment.METHODS)
+    if unknown := [name for name in methods if name not in experiment.METHODS]:
+        raise InputError(f"--method {unknown[0]} is not known; {', '.join(experiment.METHODS)} are.")
+    try:
+        learning_rates = [float(rate) for rate in rates.split(",")]
+    except ValueError as error:
+        raise InputError(f"--rates {rates}: expected numbers with commas between them.") from error
+    scores = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
+    with data.open_images(images, work, settings) as (found, pixels):
+        rows = experiment.compare_baselines(
+            found, pixels, settings.train, methods, range(seeds), learning_rates, work / "baselines.jsonl", _say_row
+        )
+    (work / "baselines.png").write_bytes(plots.draw_scores(rows, "method", scores))
+    _print_experiment(summarise(rows, methods, scores, "method"), as_json)
+
+
+def _say_row(row: dict[str, Any]) -> None:
+    logging.getLogger("damage_atlas").info("%s", json.dumps(row))
+
+
+def _print_experiment(table: list[dict[str, Any]], as_json: bool) -> None:
+    """A column for each name, a line for each score: mean ± half the 95% interval, and the gain over the first name."""
+    if as_json:
+        _json(table)
+        return
+    by, runs, *scores = table[0]
+    names = tuple(f"{row[by]} ({row[runs]})" for row in table)
+    lines = [
+        {"score": score} | {n: _mean_text(row, score) for n, row in zip(names, table, strict=True)} for score in scores
+    ]
+    _table(lines, ("score", *names))
+
+
+def _mean_text(row: dict[str, Any], score: str) -> str:
+    def text(mean: float, half: float | None, sign: str = "") -> str:
+        return f"{mean:{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+    gain = row.get(f"{score}_gain")
+    return text(*row[score]) + (f" ({text(*gain, sign='+')})" if gain else "")
+
+
 @app.command()
 def failed(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
     """Every quarantined file of a run, with its reason."""
