@@ -98,6 +98,9 @@ def recluster(
     archive: ArchiveOption,
     images: ImagesOption,
     model: Annotated[str, typer.Option("--model", help="NAME or NAME@VERSION; by default the promoted version.")],
+    vectors: Annotated[
+        str | None, typer.Option("--vectors", help="Parquet file of vectors that another model made; --model names it.")
+    ] = None,
     delivery: Annotated[str | None, typer.Option("--delivery", help="List up to and with this delivery.")] = None,
     spec: SpecOption = None,
     set_: SetOption = None,
@@ -105,6 +108,11 @@ def recluster(
     as_json: JsonFlag = False,
 ) -> None:
     """Catalog to publish with a model that is there; vectors of earlier runs are reused."""
+    if vectors is not None:
+        from damage_atlas.embed import adopt_vectors
+
+        card = adopt_vectors(Store(store), model, vectors)
+        model = f"{card.model}@{card.version}"
     defaults = Settings(catalog=CatalogSpec(labels="none", deliveries="folder" if delivery else "none"))
     _finish(
         start_run(

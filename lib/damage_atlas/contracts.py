@@ -273,6 +273,9 @@ class VersionRecord(Document):
     published_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+GIVEN: Final = "given"  # network.kind of a model version that is a file of vectors
+
+
 class ModelCard(Document):
     """``model.json``: what a model version is; written after its weights, so that its presence proves them."""
 
@@ -291,6 +294,11 @@ class ModelCard(Document):
     scores: dict[str, float]
     code_version: str
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def is_given(self) -> bool:
+        """Whether somebody else's model made its vectors: a file of them, and no network to ask."""
+        return bool(self.network.get("kind") == GIVEN)
 
 
 REFERENCE: Final = pa.schema(

@@ -56,15 +56,17 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
     reference = read_reference(run.store, run_model(run))
     reference = reference.filter(pc.equal(reference["split"], "train"))
-    reference_vectors = np.stack(reference["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    nearest_training = exact_neighbours(reference_vectors, 1, vectors).similarities_NK[:, 0] if len(ids) else None
+    known = reference["vector"].to_numpy(zero_copy_only=False)  # none where vectors were given without labels
+    reference_vectors = np.stack(known).astype(np.float32) if len(known) else vectors[:0]
+    compares = len(ids) > 0 and len(known) > 0
+    nearest_training = exact_neighbours(reference_vectors, 1, vectors).similarities_NK[:, 0] if compares else None
     facts = ImageFacts(
         ids=ids,
         positions_N2=positions,
         cluster_ids=[matching.ids.get(label) for label in found.labels_N.tolist()],
         roles=found.roles,
         confidence_N=_confidence(near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS], found.labels_N),
-        novelty_N=np.zeros(0, np.float32) if nearest_training is None else np.maximum(1 - nearest_training, 0),
+        novelty_N=np.zeros(len(ids), np.float32) if nearest_training is None else np.maximum(1 - nearest_training, 0),
         predicted=knn_predict(reference_vectors, reference["label"].to_pylist(), vectors, _LABEL_NEIGHBOURS).tolist(),
         vectors_ND=vectors,
     )
