@@ -145,7 +145,7 @@ def new_run(folder: Path, images: Path, precision: str) -> Run:
 
 def start_job(run: Run, cluster: Cluster, attempt: int, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "workers.train", run.uri, "--attempt", str(attempt)]
-    env = {**os.environ, **cluster.ray.client_env, "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, **cluster.ray.client_env, "PYTHONUNBUFFERED": "1", "RAY_DEDUP_LOGS": "0"}
     with log.open("ab") as file:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file)
 
