@@ -30,7 +30,7 @@ from damage_atlas.demo import make_demo
 from damage_atlas.images import Limits, preprocess
 from damage_atlas.network import DamageNet, resolve_precision
 from damage_atlas.pipeline import run_stage
-from damage_atlas.spec import Settings, TrainSpec
+from damage_atlas.spec import Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store, start_run
 from damage_atlas.train import labelled_images
 from damage_atlas.train.augment import augment_as
@@ -41,7 +41,7 @@ from damage_atlas.train.losses import MNPairLoss
 from damage_atlas.train.sampling import BalancedBatches
 from damage_atlas.train.start import new_network
 
-_ROUNDS, _STEPS = 5, 6  # a round is so many steps of each recipe, after one that is not counted
+_ROUNDS, _STEPS = 5, 3  # a round is so many steps of each recipe, after one that is not counted
 _DEMO_IMAGES = 1500
 
 # At equal images a step. In tuples of N-pair M is 2, so that a batch holds more of them.
@@ -237,14 +237,12 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--every", type=int, default=10, help="steps between two looks at the accuracy")
-    parser.add_argument("--input-size", type=int, default=64, help="of the convergence runs")
-    parser.add_argument("--batch-size", type=int, default=132, help="of the convergence runs")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the convergence runs")
+    parser.add_argument("--set", nargs="*", default=[], help="settings, as train.input_size=64, of --convergence")
     given = parser.parse_args()
     if given.convergence:
         if given.images is None:
             parser.error("--convergence needs --images")
-        small = TrainSpec(input_size=given.input_size, batch_size=given.batch_size, learning_rate=given.learning_rate)
-        convergence(given.images, given.work, given.seeds, given.iterations, given.every, small)
+        spec = with_overrides(Settings(), given.set).train
+        convergence(given.images, given.work, given.seeds, given.iterations, given.every, spec)
     else:
         main(given.images)

@@ -1,18 +1,17 @@
 """Killed while it trains on Ray: twenty trials, each of which must end with an undisturbed run's weights, bit for bit.
 
     python -m bench.train_kills --images $DAMAGE_ATLAS_DATA/steel-neu --work var/bench/train-kills
+    python -m bench.train_kills --images $DAMAGE_ATLAS_DATA/steel-neu --work var/bench/train-kills-2 --without-ray
 
 200 iterations on two CPU workers of one thread each; five trials in float32, the others in bfloat16. A trial kills one
 rank, both, the job's driver, or driver and ranks, at a moment that a seed draws: after a number of iterations, or while
-the next checkpoint is being written. A job that ends badly is started again as its next
-attempt, as the bridge does. Each trial is a line of WORK/kills.jsonl; the same command goes on with those that are
-missing.
+the next checkpoint is being written. A job that ends badly is started again as its next attempt, as the bridge does.
+Each trial is a line of WORK/kills.jsonl; the same command goes on with those that are missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import random
@@ -23,12 +22,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings, with_overrides
@@ -57,11 +54,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder with a sub-folder for each class")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--each", type=int, default=40, help="images of a class")
+    parser.add_argument("--without-ray", action="store_true", help="ranks are processes of bench.train_ranks")
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--float32", type=int, default=5, help="how many of the trials; the others are in bf16")
     parser.add_argument("--at-once", type=int, default=2, help="trials; Ray's own pauses are longer than its work")
-    parser.add_argument("--lock", type=Path, help="file whose lock is held meanwhile, for others who measure here")
-    parser.add_argument("--turn-s", type=float, default=float("inf"), help="after which the lock is given back")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     work: Path = arguments.work
@@ -70,33 +65,30 @@ def main() -> None:
     done = {row["trial"]: row for row in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
     missing = [number for number in range(arguments.trials) if number not in done]
     if missing:
-        with Cluster(work, arguments.at_once) as cluster, ThreadPoolExecutor(arguments.at_once) as pool:
-
-            def precision_of(number: int) -> str:
-                return "float32" if number < arguments.float32 else "bf16"
+        with nullcontext() if arguments.without_ray else Cluster(work, arguments.at_once) as cluster:
+            wanted = {p: undisturbed(work, images, cluster, p) for p in dict.fromkeys(map(precision_of, missing))}
 
             def run_trial(number: int) -> dict[str, Any]:
-                precision = precision_of(number)
-                wanted, seconds = undisturbed(work, images, cluster, precision)
-                row = trial(work, images, cluster, number, precision, arguments.seed, seconds)
-                return row | {"weights_equal": row.pop("weights") == wanted}
+                weights, seconds = wanted[precision_of(number)]
+                row = trial(work, images, cluster, number, precision_of(number), arguments.seed, seconds)
+                return row | {"weights_equal": row.pop("weights") == weights}
 
-            while missing:
-                with held(arguments.lock):
-                    ends = time.monotonic() + arguments.turn_s
-                    while missing and time.monotonic() < ends:
-                        now, missing = missing[: arguments.at_once], missing[arguments.at_once :]
-                        for precision in {precision_of(number) for number in now}:
-                            undisturbed(work, images, cluster, precision)  # once, before its trials ask for it
-                        for row in pool.map(run_trial, now):
-                            print(json.dumps(row), flush=True)
-                            with log.open("a") as file:
-                                file.write(json.dumps(row) + "\n")
-                            done[row["trial"]] = row
+            with ThreadPoolExecutor(arguments.at_once) as pool:
+                for future in as_completed([pool.submit(run_trial, number) for number in missing]):
+                    row = future.result()
+                    print(json.dumps(row), flush=True)
+                    with log.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    done[row["trial"]] = row
     equal = sum(row["weights_equal"] for row in done.values())
     torn = sum(row["left_half_a_checkpoint"] for row in done.values())
     print(f"{equal} of {len(done)} trials ended with the undisturbed weights; {torn} left half a checkpoint")
     sys.exit(equal < len(done))
+
+
+def precision_of(number: int) -> str:
+    """A quarter of the trials is in float32, spread over victims and moments."""
+    return "float32" if number % 4 == number // 4 % 4 else "bf16"
 
 
 def few_images(source: Path, folder: Path, each: int) -> Path:
@@ -107,16 +99,6 @@ def few_images(source: Path, folder: Path, each: int) -> Path:
             for file in sorted(kind.iterdir())[:each]:
                 shutil.copy(file, folder / kind.name)
     return folder
-
-
-@contextmanager
-def held(lock: Path | None) -> Iterator[None]:
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Cluster:
@@ -143,14 +125,17 @@ def new_run(folder: Path, images: Path, precision: str) -> Run:
     return run
 
 
-def start_job(run: Run, cluster: Cluster, attempt: int, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "workers.train", run.uri, "--attempt", str(attempt)]
-    env = {**os.environ, **cluster.ray.client_env, "PYTHONUNBUFFERED": "1", "RAY_DEDUP_LOGS": "0"}
+def start_job(run: Run, cluster: Cluster | None, attempt: int, log: Path) -> subprocess.Popen[bytes]:
+    module = "bench.train_ranks" if cluster is None else "workers.train"
+    command = [sys.executable, "-m", module, run.uri, "--attempt", str(attempt)]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "RAY_DEDUP_LOGS": "0"}
+    if cluster is not None:
+        env |= cluster.ray.client_env
     with log.open("ab") as file:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file)
 
 
-def undisturbed(work: Path, images: Path, cluster: Cluster, precision: str) -> tuple[dict[str, str], float]:
+def undisturbed(work: Path, images: Path, cluster: Cluster | None, precision: str) -> tuple[dict[str, str], float]:
     """Digests of the weights of a run that nobody strikes, and how long one of its iterations took."""
     run = new_run(work / f"undisturbed-{precision}", images, precision)
     if run.stage("train").sealed is None and start_job(run, cluster, 1, work / f"{precision}.log").wait():
@@ -165,7 +150,7 @@ def digests(run: Run) -> dict[str, str]:
 
 
 def trial(
-    work: Path, images: Path, cluster: Cluster, number: int, precision: str, seed: int, seconds: float
+    work: Path, images: Path, cluster: Cluster | None, number: int, precision: str, seed: int, seconds: float
 ) -> dict[str, Any]:
     """One run that is struck once, and goes on until its model is there."""
     victim = VICTIMS[number % len(VICTIMS)]
@@ -196,6 +181,7 @@ def trial(
     return {
         "trial": number,
         "precision": precision,
+        "on": "processes" if cluster is None else "Ray Train",
         "victim": victim,
         "moment": "writing a checkpoint" if in_a_write else "an iteration",
         "drawn_iteration": moment,
@@ -250,9 +236,9 @@ def strike(victim: str, job: subprocess.Popen[bytes], log: Path, rng: random.Ran
     ranks = [int(pid) for pid in re.findall(r"pid=(\d+)[^\n]*rank \d of 2", log.read_text())]
     if victim == "rank":
         ranks = [rng.choice(ranks)]
-    with suppress(psutil.Error):
-        if victim != "driver":
-            for pid in ranks:
+    if victim != "driver":
+        for pid in ranks:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     if victim in ("driver", "job"):
         job.send_signal(signal.SIGKILL)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from damage_atlas.errors import InputError
 from damage_atlas.images import Limits
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings
@@ -19,12 +20,14 @@ def open_images(images: str, work: Path, settings: Settings) -> Iterator[tuple[L
     """The labelled images in ``images``, and their pixels at ``train.input_size``; the catalog is kept in ``work``.
 
     Raises:
-        InputError: nothing to learn from.
+        InputError: nothing to learn from, or nothing held out to score on.
     """
     store = Store(work / "store")
     run = start_run(store, kind="train", archive="experiment", images=images, model="none", settings=settings)
     run_stage(run, "catalog")
     found = labelled_images(run)
+    if not len(found.rows_of("test")):
+        raise InputError(f"{images}: no image is held out, so that nothing can be scored. Raise catalog.test_share.")
     limits = Limits.of(settings.catalog)
     with Pixels(found, run.spec.images, settings.train.input_size, limits) as pixels:
         yield found, pixels

@@ -108,6 +108,13 @@ def test_what_is_measured_is_not_measured_again(four_classes: Path, tmp_path: Pa
         assert [json.loads(line)["variant"] for line in file.read_text().splitlines()] == ["plain", "crops"]
 
 
+def test_without_held_out_images_there_is_nothing_to_score(four_classes: Path, tmp_path: Path) -> None:
+    settings = with_overrides(SMALL, ["catalog.test_share=0"])
+    with pytest.raises(InputError, match="no image is held out.*Raise catalog.test_share"):
+        with open_images(str(four_classes), tmp_path, settings):
+            pass
+
+
 def test_a_mistake_in_the_last_variant_is_found_before_the_first_training(tmp_path: Path) -> None:
     plan = Plan(SMALL, {"plain": (), "wrong": ("train.temprature=1",)}, [PAIRS], [0])
     with pytest.raises(SpecError, match="temprature"):
