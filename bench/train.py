@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from damage_atlas.demo import make_demo
 from damage_atlas.images import Limits, preprocess
-from damage_atlas.network import DamageNet, resolve_precision
+from damage_atlas.network import CHANNELS, REDUCTION_UNITS, resolve_precision
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store, start_run
@@ -138,6 +140,21 @@ class _Augmented(Dataset[torch.Tensor]):
         return torch.from_numpy(changed).permute(2, 0, 1).float().sub(127.5).div(63.75)
 
 
+class _UnitLength(nn.Module):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(vectors, dim=1)
+
+
+def _plain_network(spec: TrainSpec) -> nn.Module:
+    """Table 3 as one would write it; ours pools first and takes a few images at once."""
+    layers: list[nn.Module] = []
+    for before, channels in zip((3, *CHANNELS), CHANNELS, strict=False):
+        layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    side = spec.input_size // 8
+    head = (nn.Flatten(), nn.Linear(CHANNELS[-1] * side * side, REDUCTION_UNITS), nn.ReLU())
+    return nn.Sequential(*layers[:-1], *head, nn.Linear(REDUCTION_UNITS, spec.embedding_size), _UnitLength())
+
+
 class _Plain:
     """The same step as one would write it: a DataLoader, the default layout, float32, the batch in one piece."""
 
@@ -146,7 +163,7 @@ class _Plain:
         self.dataset, self.spec, self.cores, self.iteration = _Augmented(files, spec), spec, cores, 0
         self.batches = BalancedBatches(found.training_codes, spec.batch_size, spec.seed)
         self.codes = torch.as_tensor(found.training_codes)
-        self.network = DamageNet(spec.input_size, spec.embedding_size)
+        self.network = _plain_network(spec)
         m, n = resolve_counts(found.training_codes, found.label_sets, spec)
         self.criterion = MNPairLoss(spec.temperature, spec.positive_weight, spec.loss, m, n)
         betas = (spec.gradient_decay, spec.squared_gradient_decay)

@@ -76,6 +76,22 @@ def test_pooling_before_relu_changes_no_bit(dtype: torch.dtype) -> None:
         assert torch.equal(mine, printed)
 
 
+def test_training_in_pieces_gives_the_gradient_of_the_whole() -> None:
+    torch.manual_seed(0)
+    net = DamageNet(160).double()
+    images = torch.randn(24, 3, 160, 160, dtype=torch.float64)
+    grown = torch.randn(24, 16, dtype=torch.float64)
+    weights = [net.conv1.weight, net.conv4.weight, net.fc1.weight]
+    in_pieces = torch.autograd.grad(net(images), weights, grown)
+    each = [torch.autograd.grad(net(images[i : i + 8]), weights, grown[i : i + 8]) for i in (0, 8, 16)]
+    for mine, *wanted in zip(in_pieces, *each, strict=True):
+        assert torch.allclose(mine, sum(wanted), rtol=0, atol=1e-10 * float(mine.norm()))  # type: ignore[arg-type]
+    pieces: list[int] = []
+    net.conv1.register_forward_hook(lambda _module, _inputs, maps: pieces.append(len(maps)))
+    net(images)
+    assert pieces == [12, 12]
+
+
 def test_average_pooling_leaves_the_size_out_of_the_weights() -> None:
     assert {sum(p.numel() for p in DamageNet(size, pooling="average").parameters()) for size in (128, 200)} == {113_488}
 
