@@ -132,9 +132,8 @@ def _train_with(criterion: nn.Module, images: LabelledImages, pixels: Pixels, sp
     network = new_network(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        for module in criterion.modules():
-            if isinstance(getattr(module, "W", None), nn.Parameter):
-                nn.init.normal_(module.W)  # pytorch-metric-learning draws them from the global generator
+        for weights in criterion.parameters():
+            nn.init.normal_(weights)  # pytorch-metric-learning draws them from the global generator
     optimizer = torch.optim.Adam(
         [*network.parameters(), *criterion.parameters()],
         lr=spec.learning_rate,
