@@ -1,11 +1,12 @@
 """Who is told when a run fails or is late: Airflow notifiers that ops configure, none by default.
 
 ``DAMAGE_ATLAS_NOTIFIERS`` holds a JSON list. Each entry names a notifier class of an installed Airflow provider, and
-its arguments; texts are templates, with ``dag_run``, and with ``deadline`` where the run is late::
+its arguments. Texts are templates, with ``dag_run``, and with ``deadline`` where the run is late. Airflow hands over
+the run as an object in the one case and as its API's document in the other, hence the two names of its id::
 
     [{"notifier": "airflow.providers.smtp.notifications.smtp.SmtpNotifier", "to": "ops@example.org",
-      "subject": "{{ dag_run.dag_id }} {{ 'is late' if deadline else 'failed' }}",
-      "html_content": "{{ dag_run.run_id }}"}]
+      "subject": "{{ dag_run.dag_id }} {{ 'is late' if deadline is defined else 'failed' }}",
+      "html_content": "{{ dag_run.run_id or dag_run.dag_run_id }}"}]
 
 Credentials stand in Airflow connections, never here: whoever may read a DAG's details may read these.
 """

@@ -218,14 +218,20 @@ class LocalAirflow(LocalService):
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One call of the public REST API; raises :class:`LocalServiceError` with the server's words."""
-        bearer = self.bearer
-        try:
-            return self._http(method, f"/api/v2{path}", body, bearer)
-        except urllib.error.HTTPError as error:
-            if error.code == 401 and self._bearer:
-                self._bearer = ""
-            said = error.read().decode(errors="replace")[:1000]
-            raise LocalServiceError(f"{method} {path} was answered with {error.code}: {said}") from None
+        # SQLite refuses a writer while another one writes; what may be repeated is.
+        patience = 3 if method in ("GET", "PATCH") else 0
+        while True:
+            bearer = self.bearer
+            try:
+                return self._http(method, f"/api/v2{path}", body, bearer)
+            except urllib.error.HTTPError as error:
+                if error.code == 401 and self._bearer:
+                    self._bearer = ""
+                said = error.read().decode(errors="replace")[:1000]
+                if not patience or error.code != 500 or "Database error" not in said:
+                    raise LocalServiceError(f"{method} {path} was answered with {error.code}: {said}") from None
+                patience -= 1
+                time.sleep(1)
 
     def _log_in(self) -> str:
         return str(self._http("POST", "/auth/token", {"username": USER, "password": self.password})["access_token"])

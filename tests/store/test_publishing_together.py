@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from tests.architecture.repository import ROOT
 from tests.support.publisher import ARCHIVE, open_on_current, seal_all
 
 VERSIONS = 50
+# One run asks the S3 server some 65 times, and it answers some 90 times a second: there, all 50 in `make test-line`.
+VERSIONS_ON_S3 = VERSIONS if os.environ.get("DAMAGE_ATLAS_LINE") else 8
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
@@ -76,18 +79,20 @@ def test_two_runs_that_start_together(store: Store) -> None:
 
 def test_readers_never_see_half_a_version(store: Store) -> None:
     """Two processes publish 50 versions against each other while two others verify the current one."""
-    readers = [process("read", store.root) for _ in range(2)]
-    publishers = [process("publish", store.root, name, str(VERSIONS)) for name in ("a", "b")]
+    last = VERSIONS if store.folder else VERSIONS_ON_S3
+    # Readers that ask without a pause would keep a server of one process to themselves.
+    readers = [process("read", store.root, "0.01" if store.folder else "0.5") for _ in range(2)]
+    publishers = [process("publish", store.root, name, str(last)) for name in ("a", "b")]
     told = [outcome(each) for each in publishers]
     read = [outcome(each, "enough\n") for each in readers]
 
     versions = list_versions(store, ARCHIVE)
-    assert versions == list(range(1, len(versions) + 1)) and len(versions) in (VERSIONS, VERSIONS + 1)
+    assert versions == list(range(1, len(versions) + 1)) and len(versions) in (last, last + 1)
     published = {int(version): run_id for each in told for version, run_id in each["published"].items()}
     assert published == {number: read_version(store, ARCHIVE, number).run_id for number in versions}
     refusals = [message for each in told for message in each["refusals"]]
     assert refusals and all("Nothing of this run is visible" in message for message in refusals), "they did race"
     for each in read:
         assert each["problems"] == [] and each["seen"] == sorted(each["seen"])
-        assert each["looks"] >= len(each["seen"]) >= 10, "the readers were there all the time"
+        assert each["looks"] >= len(each["seen"]) >= last // 5, "the readers were there all the time"
     assert verify_run(published_run(store, ARCHIVE)) == []

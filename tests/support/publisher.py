@@ -1,8 +1,8 @@
 """Processes that publish to one archive, or read from it, at the same time as others.
 
 ``python -m tests.support.publisher publish STORE NAME LAST`` publishes runs one after the other until version LAST is
-there; ``read STORE`` verifies the current version again and again until a line arrives on its standard input. Both
-print a JSON object of what they met.
+there; ``read STORE PAUSE_S`` verifies the current version again and again until a line arrives on its standard input.
+Both print a JSON object of what they met.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def publish(store: Store, name: str, last: int) -> dict[str, Any]:
     return {"published": published, "refusals": refusals}
 
 
-def read(store: Store) -> dict[str, Any]:
+def read(store: Store, pause_s: float) -> dict[str, Any]:
     """How often a version was verified, which ones, and everything that was wrong with any."""
     problems: list[str] = []
     seen: list[int] = []
     looks = 0
-    while not select.select([sys.stdin], [], [], 0.02)[0]:
+    while not select.select([sys.stdin], [], [], pause_s)[0]:
         numbers = list_versions(store, ARCHIVE)
         if numbers != list(range(1, len(numbers) + 1)):
             problems.append(f"versions {numbers}")
@@ -86,4 +86,5 @@ def read(store: Store) -> dict[str, Any]:
 
 if __name__ == "__main__":
     what, root, *rest = sys.argv[1:]
-    print(json.dumps(publish(Store(root), rest[0], int(rest[1])) if what == "publish" else read(Store(root))))
+    store = Store(root)
+    print(json.dumps(publish(store, rest[0], int(rest[1])) if what == "publish" else read(store, float(rest[0]))))

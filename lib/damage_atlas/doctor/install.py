@@ -27,7 +27,7 @@ def check_install() -> Iterator[Finding]:
         yield Finding("install", "bad", "damage-atlas is not installed, only its code is here.", "Run `make setup`.")
         return
     python = ".".join(map(str, sys.version_info[:3]))
-    wanted = SpecifierSet(ours.metadata.get("Requires-Python") or "")
+    wanted = SpecifierSet(ours.metadata["Requires-Python"])
     if python in wanted:
         yield Finding("python", "ok", f"Python {python}")
     else:
