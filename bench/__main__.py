@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import embed, embed_ray, gradcam, index, train, train_step
+from bench import dags, embed, embed_ray, gradcam, index, train, train_step
 
 BENCHMARKS = {
     "gradcam": gradcam.main,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "embed": embed.main,
     "embed_ray": embed_ray.main,
     "index": index.main,
+    "dags": dags.main,
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -271,6 +272,30 @@ def forget(
 
 
 @app.command()
+def prune(
+    store: StoreOption,
+    archive: ArchiveOption,
+    days: Annotated[float, typer.Option("--days", min=1, help="Runs with a younger stage stay.")] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take away runs that were never published: mark them, and a day later delete what is marked."""
+    from damage_atlas.store.retention import prune as pass_over
+
+    done = pass_over(Store(store), archive, days, dry_run=dry_run)
+    lines = [
+        f"{title}: {', '.join(ids)}"
+        for title, ids in (
+            ("marked, to be deleted from tomorrow on", done.retired),
+            (f"deleted, {done.objects} objects", done.removed),
+            ("kept, of unknown age", done.undated),
+        )
+        if ids
+    ]
+    _print(asdict(done), as_json, "\n".join(lines) or "nothing to take away")
+
+
+@app.command()
 def check(file: Annotated[Path, typer.Argument(help="An archive file, a settings file or a run.yaml.")]) -> None:
     """Check an archive, settings or run file; misspelt keys are named."""
     text = _read_text(file)
@@ -467,6 +492,35 @@ def show(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
     from damage_atlas.query import show as glance
 
     _print(glance(Run.load(run_uri)), as_json)
+
+
+@app.command()
+def doctor(
+    store: Annotated[
+        str | None, typer.Option("--store", envvar="DAMAGE_ATLAS_STORE", help="The store to look at.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Ray's dashboard, http://HOST:8265; by default the environment's.")
+    ] = None,
+    airflow: Annotated[
+        str | None, typer.Option("--airflow", help="Airflow's API, http://HOST:8080; by default the environment's.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check installation, GPU, store, Ray, Airflow and clocks, and say what to mend; 1 if anything is amiss."""
+    from damage_atlas.doctor import examine
+
+    findings = examine(store, ray, airflow)
+    sick = [finding for finding in findings if finding.state == "bad"]
+    if as_json:
+        _json({"ok": not sick, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            sign = {"ok": "ok     ", "bad": "MEND   ", "skipped": "skipped"}[finding.state]
+            mend = f"\n        -> {finding.mend}" if finding.mend else ""
+            console.print(f"{sign} {finding.says}{mend}", highlight=False, soft_wrap=True, markup=False)
+    if sick:
+        raise typer.Exit(1)
 
 
 def _read_text(file: Path) -> str:

@@ -242,6 +242,7 @@ class ArchiveSpec(Document):
     schedule: str | None = None  # cron
     timezone: str = "UTC"
     tags: list[str] = Field(default_factory=list)
+    deadline_hours: float = Field(24, gt=0)  # a run that takes longer is told to whoever is told of failures
     training_images: str | None = None  # labelled images that `train_model` learns from
     training_settings: Settings = Settings()
     settings: Settings = Settings(catalog=CatalogSpec(labels="none", deliveries="folder"))

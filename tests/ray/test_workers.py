@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,14 +43,6 @@ TABLES = {
     "explain": ("explanations.parquet",),
     "report": ("assets.parquet",),
 }
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
-    root = Path(__file__).resolve().parents[2]
-    env = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "lib")])}
-    with LocalRay(tmp_path_factory.mktemp("ray"), nodes=2, cpus_per_node=1, env=env) as ray:
-        yield ray
 
 
 @pytest.fixture(scope="module")
