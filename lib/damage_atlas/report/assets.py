@@ -82,7 +82,7 @@ def rank_assets(
         if decision is not None and decision.decision == "none":
             decision = None
         if of_asset or decision is not None:
-            rows.append(_row(course, of_asset, len(courses), decision, newest))
+            rows.append(_row(course, of_asset, labels, len(courses), decision, newest))
     rows.sort(key=lambda row: (row["set_back"], -row["score"], row["asset_id"]))
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
@@ -137,7 +137,12 @@ def asset_terms(
 
 
 def _row(
-    course: Course, terms: Sequence[Term], n_assets: int, decision: Decision | None, newest: str | None
+    course: Course,
+    terms: Sequence[Term],
+    labels: Mapping[int, str | None],
+    n_assets: int,
+    decision: Decision | None,
+    newest: str | None,
 ) -> dict[str, Any]:
     score = round(sum(term.score for term in terms), 3)
     extent = sum(term.extent for term in terms)
@@ -161,7 +166,7 @@ def _row(
         "reasons": reasons,
         "clusters": sorted({term.cluster_id for term in terms if term.cluster_id is not None}),
         "new_observations": sum(look.new for look in course.state),
-        "progression": _progression(course),
+        "progression": _progression(course, labels),
         "coverage_share": course.coverage,
         "decision": "none" if decision is None else decision.decision,
         "decided_by": None if decision is None else decision.decided_by,
@@ -198,10 +203,10 @@ def _reason(term: Term, of: int, n_assets: int) -> str:
     return ", ".join(parts)
 
 
-def _progression(course: Course) -> str | None:
+def _progression(course: Course, labels: Mapping[int, str | None]) -> str | None:
     """The steepest ways to a worse severity in the newest inspection, in words; None where there is none."""
     rows = [row for row in course.rows if row["kind"] == "progression" and row["newest"]]
-    return "; ".join(describe_move(row) for row in rows[:_REASONS]) or None
+    return "; ".join(describe_move(row, labels) for row in rows[:_REASONS]) or None
 
 
 def _last(course: Course) -> str:
@@ -213,13 +218,17 @@ def inspection_name(inspection: str, asset_id: str) -> str:
     return inspection.removesuffix(f"/{asset_id}")
 
 
-def describe_move(row: Mapping[str, Any]) -> str:
-    """A row of transitions.parquet in words."""
+def describe_move(row: Mapping[str, Any], labels: Mapping[int, str | None]) -> str:
+    """A row of transitions.parquet in words; ``labels``: cluster -> its most frequent label."""
 
     def side(name: str) -> str:
         cluster = row[f"{name}_cluster_id"]
-        where = "no cluster" if cluster is None else f"cluster {cluster}"
-        return f"{where} (grade {row[f'{name}_severity']:g})"
+        known = [f"grade {row[f'{name}_severity']:g}"]
+        if cluster is None:
+            return f"no cluster ({known[0]})"
+        if label := labels.get(cluster):
+            known.insert(0, label)
+        return f"cluster {cluster} ({', '.join(known)})"
 
     if row["matched_by"] == "share":
         n = f"about {max(round(row['looks']), 1)} of {row['of_looks']} looks"

@@ -55,7 +55,9 @@ def test_extent_change_and_rarity_raise_a_score() -> None:
     assert order(rows) == ["worse", "as ever"]
     assert (rows[0]["change"], rows[1]["change"]) == (1, 0)
     assert rows[0]["score"] == pytest.approx(2 * rows[1]["score"])
-    assert rows[0]["progression"] == "1 of 2 places from cluster 1 (grade 0) to cluster 3 (grade 3) since d1"
+    assert (
+        rows[0]["progression"] == "1 of 2 places from cluster 1 (sound, grade 0) to cluster 3 (crack, grade 3) since d1"
+    )
     common = [looks(f"common-{i}", [3, 1]) for i in range(3)]
     born = rank(*common, looks("born", [2, 1]), born={2})
     assert born[-1]["asset_id"] == "born" and born[-1]["change"] == 1

@@ -244,3 +244,36 @@ def test_figures_of_many_clusters_stay_small_and_show_what_changed(tmp_path: Pat
     assert len(shown) == 24 and shown == sorted(shown) and changed <= set(shown)
     largest = sorted(facts.clusters, key=lambda c: -c.size)[:10]
     assert {c.cluster_id for c in largest} <= set(shown)
+
+
+def test_page_lists_progressions_first_and_says_where(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, images=200, places=9))
+    write_report(run)
+    rows = read_report(run)["transitions"]
+    assert rows == run.read_table("report", "transitions.parquet").to_pylist()
+    grave = [row for row in rows if row["kind"] == "progression"]
+    assert grave and all(row["to_severity"] > row["from_severity"] for row in grave)
+    assert rows[: len(grave)] == grave and {row["matched_by"] for row in rows} == {"place"}
+    shown = re.findall(r'<tr data-move="(\w+)">', page_of(run))
+    assert shown == [row["kind"] for row in rows if row["kind"] != "steady"]
+    text = " ".join(_Text(page_of(run)).words)
+    assert f"{grave[0]['looks']:.0f} of {grave[0]['of_looks']} places" in text
+    assert f"{grave[0]['positions_m'][0]:g}" in text
+
+
+def test_a_code_table_decides_the_order_and_its_idle_entries_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path, SMALL)
+    codes = {"crack": 0.0, "corrosion": 0.0, "spalling": 5.0, "spaling": 4.0}
+    settings = run.spec.settings.model_copy(
+        update={"report": run.spec.settings.report.model_copy(update={"severities": codes})}
+    )
+    graded = replace(run, spec=run.spec.model_copy(update={"settings": settings}))
+    write_report(graded)
+    document = read_report(graded)
+    assert document["unused_grades"] == ["spaling"] and "spaling" in page_of(graded)
+    grades = {grade["label"]: (grade["grade"], grade["source"]) for grade in document["grades"]}
+    assert grades == {"crack": (0, "table"), "corrosion": (0, "table"), "spalling": (5, "table"), "sound": (0, "name")}
+    of_spalling = {
+        c["cluster_id"] for c in document["clusters"] if c["top_label"] == "spalling" or c["status"] == "born"
+    }
+    assert document["assets"] and all(set(asset["clusters"]) <= of_spalling for asset in document["assets"])
