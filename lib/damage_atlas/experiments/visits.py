@@ -159,13 +159,13 @@ class VisitPlan:
         return course
 
 
-def write_delivery(plan: VisitPlan, images: Path, delivery: int) -> None:
-    """Write a delivery's pictures and a manifest of all there are so far, which says where each lies."""
+def write_deliveries(plan: VisitPlan, images: Path, last: int) -> None:
+    """Write the pictures up to and with delivery ``last``, and a manifest that says where each lies."""
     rows = []
-    for earlier in range(delivery + 1):
-        for image in plan.images(earlier):
+    for delivery in range(last + 1):
+        for image in plan.images(delivery):
             shot = image.shot
-            if earlier == delivery and not (images / shot.file).exists():
+            if not (images / shot.file).exists():
                 write_close_up(images, shot)
             assert shot.asset is not None and shot.captured_at is not None
             rows.append((shot.file, shot.asset.name, f"{image.position_m:.2f}", shot.captured_at.isoformat()))
@@ -196,20 +196,19 @@ def train(out: Path, store: Store, labelled: int) -> None:
 
 
 def publish(out: Path, store: Store, plan: VisitPlan) -> Run:
-    """A version for each delivery; the last one's run."""
+    """A version with the first two deliveries, then one with all three; the last one's run."""
     archive, images = f"visits-{plan.draw}", out / f"images-{plan.draw}"
     settings = Settings(
         catalog=CatalogSpec(labels="none", deliveries="folder", manifest="manifest.csv"),
-        report=DEMO_ARCHIVE.settings.report,
+        report=DEMO_ARCHIVE.settings.report.model_copy(update={"hover_pictures": 0}),
     )
-    for number, delivery in enumerate(DELIVERIES):
+    for number in (1, 2):
         run = start_run(
             store, kind="recluster", archive=archive, images=str(images), model="visits", settings=settings,
-            delivery=delivery, run_id=f"{archive}-{delivery}",
+            delivery=DELIVERIES[number], run_id=f"{archive}-{DELIVERIES[number]}",
         )  # fmt: skip
         if run.stage("publish").sealed is None:
-            images.mkdir(parents=True, exist_ok=True)
-            write_delivery(plan, images, number)
+            write_deliveries(plan, images, number)
             list(run_pipeline(run))
     return run
 
