@@ -196,10 +196,10 @@ ASSETS: Final = pa.schema(
         pa.field("decided_by", pa.string()),
         pa.field("decided_at", pa.timestamp("us", tz="UTC")),
         # beyond the contract
-        pa.field("severity", pa.float32(), nullable=False),  # the worst grade found
-        pa.field("extent", pa.float32(), nullable=False),  # share of its looks that show damage
+        pa.field("severity", pa.float32(), nullable=False),  # grade of the kind of damage that counts most
+        pa.field("extent", pa.float32(), nullable=False),  # share of its looks that show this kind
         pa.field("change", pa.float32(), nullable=False),  # share of these that are worse than before
-        pa.field("rarity", pa.float32(), nullable=False),  # of the kind of damage that counts most, 0 to 1
+        pa.field("rarity", pa.float32(), nullable=False),  # of this kind among the assets, 0 to 1
         pa.field("looks", pa.int64(), nullable=False),  # that its present state is taken from
         pa.field("last_inspection", pa.string()),
         pa.field("note", pa.string()),  # of the decision

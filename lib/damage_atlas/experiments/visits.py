@@ -21,7 +21,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,7 +35,7 @@ from damage_atlas.demo.render import write_close_up
 from damage_atlas.demo.runs import DEMO_ARCHIVE
 from damage_atlas.neighbours import read_vectors
 from damage_atlas.pipeline import run_pipeline
-from damage_atlas.report.assets import asset_terms
+from damage_atlas.report.assets import Term, asset_terms
 from damage_atlas.report.gather import gather_courses
 from damage_atlas.report.severity import CodeTable, weight
 from damage_atlas.spec import CatalogSpec, Settings
@@ -242,13 +242,17 @@ def classifier_scores(run: Run, codes: CodeTable) -> dict[str, dict[str, float]]
 def visit_scores(run: Run) -> dict[str, dict[str, float]]:
     """The visit list, and what is left of it without some of its factors: name -> asset -> score."""
     courses, labels, born = gather_courses(run)
+
+    def most(terms: Sequence[Term], score: Callable[[Term], float]) -> float:
+        return max(map(score, terms), default=0.0)
+
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for asset, terms in asset_terms(courses, labels, born).items():
-        found["visit list"][asset] = sum(term.score for term in terms)
-        parts = [(weight(t.grade) * t.extent, 1 + t.change, 1 + t.rarity) for t in terms]
-        found["severity x extent alone"][asset] = sum(a for a, _, _ in parts)
-        found["without rarity"][asset] = sum(a * b for a, b, _ in parts)
-        found["without change"][asset] = sum(a * c for a, _, c in parts)
+        found["visit list"][asset] = most(terms, lambda t: t.score)
+        found["without rarity"][asset] = most(terms, lambda t: t.score / (1 + t.rarity))
+        found["without change"][asset] = most(terms, lambda t: t.score / (1 + t.change))
+        found["severity x extent alone"][asset] = most(terms, lambda t: weight(t.grade) * t.extent)
+        found["summed over kinds"][asset] = sum(t.score for t in terms)
     listed = run.read_table("report", "assets.parquet", ["asset_id", "score"]).to_pylist()
     for row in listed:  # what is measured here is what the report says
         assert math.isclose(row["score"], found["visit list"][row["asset_id"]], rel_tol=1e-3, abs_tol=1e-2)
@@ -291,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder; what is in it already is taken")
     parser.add_argument("--assets", type=int, default=120)
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3], help="each is another archive")
+    parser.add_argument("--draws", type=int, nargs="+", default=[2, 3, 4, 5], help="each is another archive")
     parser.add_argument("--labelled", type=int, default=675)
     arguments = parser.parse_args()
     store = Store(arguments.out / "store")

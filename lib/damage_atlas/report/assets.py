@@ -1,13 +1,17 @@
 """Which assets to visit first. It sorts what people look at; it is no judgement of an asset's condition.
 
-The score is a sum over the kinds of damage (clusters; outside of all, labels) on an asset:
+The score is that of the kind of damage (a cluster; outside of all, a label) that counts most on the asset; mild damage
+of many kinds does not add up to grave damage:
 
-    score = 100 x sum of severity x extent x (1 + change) x (1 + rarity)
+    score = 100 x severity x extent x n / (n + 1) x (1 + change) x (1 + rarity)
 
 * severity: weight of the kind's grade, 1 for the worst (5), half of that for each grade less (``severity.weight``);
 * extent: share of the asset's looks that show this kind, each place and moment once; tiles share their photo's weight;
+* n: how many looks these are: what a single look says is believed by half, since mistakes come singly;
 * change: share of these looks that are graver than at the inspection before; 1 for a cluster born in this version;
 * rarity: 1 for a kind that only one asset shows, 0 for one that all show, logarithmic between.
+
+docs/results.md says how other rules fared.
 """
 
 from __future__ import annotations
@@ -26,9 +30,9 @@ from damage_atlas.report.severity import weight
 from damage_atlas.report.transitions import Course
 
 SCORE_RULE: Final = (
-    "100 × sum over the kinds of damage of severity (1 for grade 5, half for each grade less) × extent (share of the "
-    "asset's looks; tiles share the weight of their photo) × (1 + share of them that are worse than before) × "
-    "(1 + rarity among the assets)"
+    "100 × severity (1 for grade 5, half for each grade less) × extent (share of the asset's n looks; tiles share the "
+    "weight of their photo) × n / (n + 1) × (1 + share of them that are worse than before) × (1 + rarity among the "
+    "assets), of the kind of damage for which this is most"
 )
 # A decision to leave an asset alone holds until its score has risen by a quarter.
 RISEN: Final = 1.25
@@ -37,7 +41,7 @@ _REASONS: Final = 3
 
 @dataclass(frozen=True)
 class Term:
-    """What one kind of damage adds to an asset's score."""
+    """One kind of damage on an asset."""
 
     cluster_id: int | None
     label: str | None
@@ -52,8 +56,9 @@ class Term:
 
     @property
     def score(self) -> float:
-        """Its part of the score."""
-        return 100 * weight(self.grade) * self.extent * (1 + self.change) * (1 + self.rarity)
+        """What it counts."""
+        sure = self.looks / (self.looks + 1)
+        return 100 * weight(self.grade) * self.extent * sure * (1 + self.change) * (1 + self.rarity)
 
 
 def rank_assets(
@@ -83,10 +88,10 @@ def rank_assets(
             decision = None
         if of_asset or decision is not None:
             rows.append(_row(course, of_asset, labels, len(courses), decision, newest))
-    rows.sort(key=lambda row: (row["set_back"], -row["score"], row["asset_id"]))
+    rows.sort(key=lambda row: (row["set_back"], -row["score"], -row["rest"], row["asset_id"]))
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
-        del row["set_back"]
+        del row["set_back"], row["rest"]
     return rows
 
 
@@ -98,7 +103,7 @@ def assets_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def asset_terms(
     courses: Sequence[Course], labels: Mapping[int, str | None], born: Collection[int]
 ) -> dict[str, list[Term]]:
-    """What adds to the score of each asset, most first; arguments as in ``rank_assets``."""
+    """The kinds of damage on each asset, what counts most first; arguments as in ``rank_assets``."""
     shown: dict[str, dict[tuple[int | None, str | None], list[Look]]] = {}
     on: defaultdict[tuple[int | None, str | None], int] = defaultdict(int)
     for course in courses:
@@ -144,8 +149,7 @@ def _row(
     decision: Decision | None,
     newest: str | None,
 ) -> dict[str, Any]:
-    score = round(sum(term.score for term in terms), 3)
-    extent = sum(term.extent for term in terms)
+    score = round(terms[0].score, 3) if terms else 0.0
     reasons = [_reason(term, len(course.state), n_assets) for term in terms[:_REASONS]]
     if len(terms) > _REASONS:
         more = sum(term.looks for term in terms[_REASONS:])
@@ -171,14 +175,15 @@ def _row(
         "decision": "none" if decision is None else decision.decision,
         "decided_by": None if decision is None else decision.decided_by,
         "decided_at": None if decision is None else decision.decided_at,
-        "severity": max((term.grade for term in terms), default=0.0),
-        "extent": min(extent, 1.0),
-        "change": min(sum(term.change * term.extent for term in terms) / extent, 1.0) if extent else 0.0,
+        "severity": terms[0].grade if terms else 0.0,
+        "extent": terms[0].extent if terms else 0.0,
+        "change": terms[0].change if terms else 0.0,
         "rarity": terms[0].rarity if terms else 0.0,
         "looks": len(course.state),
         "last_inspection": _last(course),
         "note": None if decision is None else decision.note or None,
         "set_back": left_alone and not risen,
+        "rest": sum(term.score for term in terms[1:]),
     }
 
 

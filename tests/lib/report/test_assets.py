@@ -64,13 +64,24 @@ def test_extent_change_and_rarity_raise_a_score() -> None:
     assert born[-1]["rarity"] == 1 and born[0]["rarity"] == pytest.approx(0.2075, abs=1e-3)
 
 
-def test_the_score_is_the_stated_product() -> None:
+def test_the_score_is_the_stated_product_of_the_kind_that_counts_most() -> None:
     others = [looks(f"other-{i}", [1, 1, 1, 1, 1]) for i in range(3)]
-    rows = rank(*others, looks("one", [1, 1, 2, 2, 2]), looks("one", [4, 4, 2, 2, 1], "d2"))
-    # Of five places two went from sound to collapse and two scratches are as ever; only this asset shows either.
-    assert rows[0]["score"] == pytest.approx(100 * (1 * 0.4 * 2 * 2 + 1 / 16 * 0.4 * 1 * 2))
-    assert rows[0]["reasons"][0] == ("2 of 5 in cluster 4 (collapse, grade 5), 2 worse than before, on no other asset")
-    assert rows[0]["clusters"] == [2, 4]
+    (row,) = rank(*others, looks("one", [1, 1, 2, 2, 2]), looks("one", [4, 4, 2, 2, 1], "d2"))
+    # Of five places two went from sound to collapse, and only this asset shows it; two scratches are as ever.
+    assert row["score"] == pytest.approx(100 * 1 * 0.4 * 2 / 3 * (1 + 1) * (1 + 1), abs=1e-3)
+    assert (row["severity"], row["extent"], row["change"], row["rarity"]) == (5, 0.4, 1, 1)
+    assert row["reasons"][0] == "2 of 5 in cluster 4 (collapse, grade 5), 2 worse than before, on no other asset"
+    assert row["clusters"] == [2, 4]
+
+
+def test_mild_damage_of_many_kinds_is_not_grave_but_breaks_ties() -> None:
+    assert order(rank(looks("many", [2, 3, 1, 1]), looks("one", [3, 3, 1, 1]))) == ["one", "many"]
+    assert order(rank(looks("alone", [4, 1, 1]), looks("beside", [4, 2, 1]))) == ["beside", "alone"]
+
+
+def test_a_single_look_is_believed_by_half() -> None:
+    rows = rank(looks("once", [3, 1, 1, 1]), looks("often", [3, 3, 1, 1]))
+    assert rows[0]["score"] / rows[1]["score"] == pytest.approx(2 * (2 / 3) / (1 / 2), rel=1e-3)
 
 
 def test_an_overview_photo_does_not_dilute_close_ups() -> None:
