@@ -252,6 +252,42 @@ def duplicates(
 
 
 @app.command()
+def decide(
+    asset: Annotated[str, typer.Argument(help="As the report names it.")],
+    decision: Annotated[str, typer.Argument(help="visit, defer, known; none takes an earlier decision back.")],
+    store: StoreOption,
+    archive: ArchiveOption,
+    by: Annotated[str, typer.Option("--by", envvar="DAMAGE_ATLAS_USER", help="Who decides.")],
+    note: Annotated[str, typer.Option("--note", help="Shown beside the decision.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Note what is to be done about an asset; the reports of all later runs show it, with who and when."""
+    from damage_atlas.decide import decide as note_down
+
+    made = note_down(Store(store), archive, asset, decision, by, note)
+    _print(
+        made,
+        as_json,
+        f"decision {made['number']} of {archive}: {asset} is {made['decision']}, by {made['decided_by']}; reports "
+        "show it from the next run on",
+    )
+
+
+@app.command()
+def decisions(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = False) -> None:
+    """The decisions about assets that hold, the newest first."""
+    from damage_atlas.decide import decisions as that_hold
+
+    rows = that_hold(Store(store), archive)
+    if as_json:
+        _json(rows)
+    elif rows:
+        _table(rows, ("asset_id", "decision", "decided_by", "decided_at", "version", "note"))
+    else:
+        console.print(f"nothing is decided in {archive}", highlight=False, markup=False)
+
+
+@app.command()
 def forget(
     uri: Annotated[str, typer.Argument(help="A uri as the report prints it, a path below the images, or an image_id.")],
     store: StoreOption,

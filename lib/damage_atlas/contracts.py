@@ -160,6 +160,28 @@ EXPLANATIONS: Final = pa.schema(
     ]
 )
 
+# How the looks at an asset moved between clusters from one inspection to the next; see report.transitions.
+TRANSITIONS: Final = pa.schema(
+    [
+        pa.field("asset_id", pa.string(), nullable=False),
+        pa.field("from_inspection", pa.string(), nullable=False),
+        pa.field("to_inspection", pa.string(), nullable=False),
+        pa.field("matched_by", pa.string(), nullable=False),  # place, share
+        pa.field("from_cluster_id", pa.int64()),  # null for noise
+        pa.field("to_cluster_id", pa.int64()),
+        pa.field("from_severity", pa.float32(), nullable=False),  # grades of the code table
+        pa.field("to_severity", pa.float32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # progression, unclear, moved, improvement, steady
+        pa.field("newest", pa.bool_(), nullable=False),  # whether to_inspection is the asset's newest
+        pa.field("looks", pa.float32(), nullable=False),  # pairs of the same place; of shares an estimate
+        pa.field("of_looks", pa.int64(), nullable=False),  # that were compared
+        pa.field("chance", pa.float32()),  # how likely as large a shift of shares is without any change
+        pa.field("positions_m", pa.list_(pa.float64()), nullable=False),  # where, in the later inspection
+        pa.field("from_observation_id", pa.string()),  # one pair to look at
+        pa.field("to_observation_id", pa.string()),
+    ]
+)
+
 ASSETS: Final = pa.schema(
     [
         pa.field("asset_id", pa.string(), nullable=False),
@@ -170,9 +192,17 @@ ASSETS: Final = pa.schema(
         pa.field("new_observations", pa.int64(), nullable=False),
         pa.field("progression", pa.string()),
         pa.field("coverage_share", pa.float32()),
-        pa.field("decision", pa.string(), nullable=False),
+        pa.field("decision", pa.string(), nullable=False),  # visit, defer, known, none
         pa.field("decided_by", pa.string()),
         pa.field("decided_at", pa.timestamp("us", tz="UTC")),
+        # beyond the contract
+        pa.field("severity", pa.float32(), nullable=False),  # grade of the kind of damage that counts most
+        pa.field("extent", pa.float32(), nullable=False),  # share of its looks that show this kind
+        pa.field("change", pa.float32(), nullable=False),  # share of these that are worse than before
+        pa.field("rarity", pa.float32(), nullable=False),  # of this kind among the assets, 0 to 1
+        pa.field("looks", pa.int64(), nullable=False),  # that its present state is taken from
+        pa.field("last_inspection", pa.string()),
+        pa.field("note", pa.string()),  # of the decision
     ]
 )
 
@@ -197,6 +227,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "cluster/lineage.parquet": LINEAGE,
     "explain/explanations.parquet": EXPLANATIONS,
     "report/assets.parquet": ASSETS,
+    "report/transitions.parquet": TRANSITIONS,
     "train/history.parquet": HISTORY,
 }
 
@@ -320,6 +351,18 @@ class Tombstone(Document):
     image_ids: list[str]
     reason: str = ""
     forgotten_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Decision(Document):
+    """``decisions/00000001.json`` of an archive: what a person decided about an asset; the newest one counts."""
+
+    asset_id: str
+    decision: Literal["visit", "defer", "known", "none"]  # none takes an earlier one back
+    decided_by: str = Field(min_length=1)
+    version: int  # of the archive, that it was decided on
+    score: float | None = None  # of the asset then; one that has risen well above it is listed again
+    note: str = ""
+    decided_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
 class Promotion(Document):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from damage_atlas.errors import SpecError
 D = TypeVar("D", bound=BaseModel)
 
 MODULE_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:Class
+MAX_GRADE: Final = 5.0  # the worst severity, as in PACP
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -192,6 +193,11 @@ class ReportSpec(Document):
     title: str | None = None
     hover_pictures: int = Field(1500, ge=0)  # points that carry a thumbnail
     thumbnail_size: int = Field(56, ge=16, le=256)  # pixels
+    # Label -> grade, 0 (none) to 5 (worst): the code table that severities come from.
+    severities: dict[str, Annotated[float, Field(ge=0, le=MAX_GRADE)]] = Field(default_factory=dict)
+    severity_of_others: float = Field(3.0, ge=0, le=MAX_GRADE)  # of labels that the table lacks and that name damage
+    same_place_m: float = Field(0.5, gt=0)  # positions as near as this are one place
+    same_place_clock: float = Field(1.0, ge=0, le=6)  # hours of the clock face
 
 
 class Settings(Document):

@@ -21,6 +21,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "`model.json`": contracts.ModelCard,
     "`promotions/00000001.json`": contracts.Promotion,
     "`forgotten/00000001.json`": contracts.Tombstone,
+    "`decisions/00000001.json`": contracts.Decision,
     "`run.yaml`": RunSpec,
     "`infra/archives/NAME.yaml`": ArchiveSpec,
 }
