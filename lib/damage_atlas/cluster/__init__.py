@@ -1,7 +1,8 @@
 """Cluster: a t-SNE map of the vectors, DBSCAN on the map, and persistent cluster ids.
 
 tsne.py        the map (openTSNE on FAISS neighbours), laid out from the previous version's
-density.py     DBSCAN on the map, eps chosen without labels, bridges on the map cut in the embedding
+dbscan.py      exact DBSCAN of points in the plane, in bounded memory; pure
+density.py     clusters of the map, eps chosen without labels, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
 tables.py      points, clusters and lineage as tables
 """

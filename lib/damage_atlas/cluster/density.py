@@ -1,4 +1,4 @@
-"""DBSCAN on the map (Ester et al. 1996), a radius chosen without labels, and a second look in the embedding.
+"""Clusters of the map: DBSCAN, a radius chosen without labels, and a second look in the embedding.
 
 N points on the map, D embedding dimensions.
 """
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import DBSCAN
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from damage_atlas.cluster.dbscan import dbscan
 from damage_atlas.neighbours import Floats, Ints
 
 _SMALLEST_EPS = 1e-3
@@ -31,12 +31,8 @@ class FoundClusters:
 
 def find_clusters(positions_N2: Floats, eps: float, min_neighbours: int) -> FoundClusters:
     """Core points have ``min_neighbours`` points (themselves included, as in MATLAB) within ``eps``."""
-    if len(positions_N2) == 0:
-        return FoundClusters(np.empty(0, np.int64), [])
-    result = DBSCAN(eps=eps, min_samples=min_neighbours).fit(positions_N2)
-    labels = _by_size(result.labels_.astype(np.int64))
-    is_core = np.zeros(len(labels), bool)
-    is_core[result.core_sample_indices_] = True
+    found, is_core = dbscan(positions_N2, eps, min_neighbours)
+    labels = _by_size(found)
     roles = [
         "noise" if label < 0 else "core" if core else "border" for label, core in zip(labels, is_core, strict=True)
     ]
@@ -77,7 +73,7 @@ def _parts(
     if len(positions_N2) < 2 * min_neighbours:
         return None
     for share in _CLOSER_LOOKS:
-        part_of = DBSCAN(eps=eps * share, min_samples=min_neighbours).fit(positions_N2).labels_.astype(np.int64)
+        part_of, _ = dbscan(positions_N2, eps * share, min_neighbours)
         # A core point's neighbours are all in its part, so that none is smaller than min_neighbours but by a border.
         held = part_of >= 0
         if held.mean() < 1 - _LOOSE_SHARE:
