@@ -163,6 +163,8 @@ class ClusterSpec(Document):
     perplexity: float = Field(30.0, gt=1)
     map_iterations: int = Field(750, ge=250)
     seed: int = Field(0, ge=0, lt=2**31)
+    refit: bool = False  # fit the map anew; else new images are placed on the previous version's
+    refit_above: float = Field(0.5, ge=0)  # share of images that came or went since the map was fitted
     eps: float | Literal["auto"] = "auto"  # map units; the paper's is 3
     # Silhouette in the embedding from which a cluster's parts become clusters; null: DBSCAN alone, as in the paper.
     split_apart: float | None = Field(0.5, ge=-1, le=1)

@@ -1,6 +1,7 @@
 """Cluster: a t-SNE map of the vectors, DBSCAN on the map, and persistent cluster ids.
 
-tsne.py        the map (openTSNE on FAISS neighbours), laid out from the previous version's
+tsne.py        t-SNE (openTSNE on FAISS neighbours), of all points or of new ones among old ones
+layout.py      the map: the previous version's with new points placed, or a new one turned to lie like it
 dbscan.py      exact DBSCAN of points in the plane, in bounded memory; pure
 density.py     clusters of the map, eps chosen without labels, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
@@ -14,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
+from damage_atlas.cluster.layout import OldMap, lay_out
 from damage_atlas.cluster.passports import match_clusters
 from damage_atlas.cluster.tables import ImageFacts, cluster_table, lineage_table, point_table
-from damage_atlas.cluster.tsne import make_map
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
 from damage_atlas.neighbours import exact_neighbours, read_vectors, without_self
@@ -43,7 +44,8 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
 
     wanted = max(int(_MAP_NEIGHBOURS_PER_PERPLEXITY * spec.perplexity), _CONFIDENCE_NEIGHBOURS)
     near = without_self(exact_neighbours(vectors, wanted + 1), wanted) if len(ids) > 1 else exact_neighbours(vectors, 0)
-    positions = make_map(vectors, near, spec, _old_positions(old_points, ids))
+    layout = lay_out(vectors, near, spec, _old_map(run, previous, old_points, ids))
+    positions = layout.positions_N2
     eps = choose_eps(positions, spec.min_neighbours) if spec.eps == "auto" else float(spec.eps)
     found = find_clusters(positions, eps, spec.min_neighbours)
     before_split = found
@@ -91,7 +93,11 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "eps_source": "auto" if spec.eps == "auto" else "as set",
             "split_by_embedding": int(found.labels_N.max(initial=-1) - before_split.labels_N.max(initial=-1)),
             "map_width": float(np.ptp(positions, axis=0).max()) if len(ids) else 0.0,
-            "laid_out_from_previous": old_points is not None,
+            "map": layout.how,
+            "map_because": layout.why,
+            "map_changed_since_fit": layout.changed,
+            "map_moved_share": layout.moved_share,
+            "map_unlike": int(layout.unlike_N.sum()),
             "agreement_with_labels": agreement(given["label"].to_pylist(), given["cluster_id"].to_pylist())
             if given.num_rows
             else {},
@@ -105,12 +111,27 @@ def _next_id(run: Run) -> int:
     return read_version(run.store, run.spec.archive, run.spec.previous_version).next_cluster_id
 
 
-def _old_positions(points: pa.Table | None, ids: list[str]) -> np.ndarray | None:
-    if points is None:
+def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[str]) -> OldMap | None:
+    """The previous version's map; it is not kept when asked to, nor with another model or perplexity."""
+    if previous is None or points is None:
         return None
     rows = zip(points["image_id"].to_pylist(), points["x"].to_pylist(), points["y"].to_pylist(), strict=True)
     known = {image_id: (x, y) for image_id, x, y in rows}
-    return np.array([known.get(image_id, (np.nan, np.nan)) for image_id in ids], dtype=np.float64).reshape(-1, 2)
+    positions = np.array([known.get(image_id, (np.nan, np.nan)) for image_id in ids], dtype=np.float64).reshape(-1, 2)
+    gone = len(known.keys() - set(ids))
+    spec, old_spec = run.spec.settings.cluster, previous.spec.settings.cluster
+    ours, theirs = run.artifact("embed").facts, previous.artifact("embed").facts
+    if spec.refit:
+        refit = "cluster.refit asks for it"
+    elif (ours["model"], ours["weights_sha256"]) != (theirs["model"], theirs["weights_sha256"]):
+        refit = f"the earlier map is of another model ({theirs['model']})"
+    elif spec.perplexity != old_spec.perplexity:
+        refit = f"the earlier map has another perplexity ({old_spec.perplexity:g})"
+    else:
+        refit = ""
+    # A map that was sealed before points could be placed was fitted.
+    changed = previous.artifact("cluster").facts.get("map_changed_since_fit", 0)
+    return OldMap(positions, gone, changed, refit)
 
 
 def _old_clusters(points: pa.Table | None) -> dict[str, int | None] | None:
