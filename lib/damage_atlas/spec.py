@@ -157,6 +157,10 @@ class IndexSpec(Document):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+PAPER_EPS, PAPER_MIN_NEIGHBOURS = 3.0, 10
+_SET_BY_THE_PAPER = ("eps", "split_apart", "min_neighbours")
+
+
 class ClusterSpec(Document):
     """Map and clusters."""
 
@@ -165,7 +169,10 @@ class ClusterSpec(Document):
     seed: int = Field(0, ge=0, lt=2**31)
     refit: bool = False  # fit the map anew; else new images are placed on the previous version's
     refit_above: float = Field(0.5, ge=0)  # share of images that came or went since the map was fitted
-    eps: float | Literal["auto"] = "auto"  # map units; the paper's is 3
+    # paper: DBSCAN with eps 3 and 10 neighbours, and nothing split.
+    method: Literal["dbscan", "paper", "hdbscan", "kmeans"] = "dbscan"
+    kmeans_clusters: int = Field(20, ge=1)
+    eps: float | Literal["auto"] = "auto"  # map units
     # Silhouette in the embedding from which a cluster's parts become clusters; null: DBSCAN alone, as in the paper.
     split_apart: float | None = Field(0.5, ge=-1, le=1)
     min_neighbours: int = Field(10, ge=1)
@@ -177,6 +184,14 @@ class ClusterSpec(Document):
         if not isinstance(eps, str) and eps <= 0:
             raise ValueError("eps must be above 0, or auto")
         return eps
+
+    @model_validator(mode="after")
+    def _the_paper_says(self) -> ClusterSpec:
+        if self.method == "paper":
+            for name in _SET_BY_THE_PAPER:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"method paper sets {name} itself: leave it out, or take method dbscan")
+        return self
 
 
 class ExplainSpec(Document):

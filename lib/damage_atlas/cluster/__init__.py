@@ -3,7 +3,8 @@
 tsne.py        t-SNE (openTSNE on FAISS neighbours), of all points or of new ones among old ones
 layout.py      the map: the previous version's with new points placed, or a new one turned to lie like it
 dbscan.py      exact DBSCAN of points in the plane, in bounded memory; pure
-density.py     clusters of the map, eps chosen without labels, bridges on the map cut in the embedding
+radius.py      eps without labels, checked by stability
+density.py     clusters of the map, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
 tables.py      points, clusters and lineage as tables
 """
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
+from damage_atlas.cluster.density import find_clusters
 from damage_atlas.cluster.layout import OldMap, lay_out
 from damage_atlas.cluster.passports import match_clusters
 from damage_atlas.cluster.tables import ImageFacts, cluster_table, lineage_table, point_table
@@ -46,11 +47,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     near = without_self(exact_neighbours(vectors, wanted + 1), wanted) if len(ids) > 1 else exact_neighbours(vectors, 0)
     layout = lay_out(vectors, near, spec, _old_map(run, previous, old_points, ids))
     positions = layout.positions_N2
-    eps = choose_eps(positions, spec.min_neighbours) if spec.eps == "auto" else float(spec.eps)
-    found = find_clusters(positions, eps, spec.min_neighbours)
-    before_split = found
-    if spec.split_apart is not None:
-        found = split_clusters(found, positions, vectors, eps, spec.min_neighbours, spec.split_apart)
+    found = find_clusters(positions, vectors, spec)
 
     matching = match_clusters(
         dict(zip(ids, found.labels_N.tolist(), strict=True)),
@@ -89,9 +86,12 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "new_clusters": sum(event.event == "born" for event in matching.events) if previous else 0,
             "noise": noise,
             "noise_share": noise / len(ids) if ids else 0.0,
-            "eps": eps,
-            "eps_source": "auto" if spec.eps == "auto" else "as set",
-            "split_by_embedding": int(found.labels_N.max(initial=-1) - before_split.labels_N.max(initial=-1)),
+            "method": spec.method,
+            "eps": found.radius and found.radius.eps,
+            "eps_source": found.radius and ("auto" if spec.method == "dbscan" and spec.eps == "auto" else "as set"),
+            "eps_knee": found.radius and found.radius.knee,
+            "eps_stability": found.radius and found.radius.stability,
+            "split_by_embedding": found.split,
             "map_width": float(np.ptp(positions, axis=0).max()) if len(ids) else 0.0,
             "map": layout.how,
             "map_because": layout.why,

@@ -7,8 +7,9 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 
-from damage_atlas.cluster.density import choose_eps, find_clusters
+from damage_atlas.cluster.density import dbscan_clusters
 from damage_atlas.cluster.layout import Layout, OldMap, align, lay_out, movement
+from damage_atlas.cluster.radius import choose_eps
 from damage_atlas.neighbours import exact_neighbours, without_self
 from damage_atlas.spec import ClusterSpec
 
@@ -55,7 +56,7 @@ def test_ten_deliveries_leave_the_first_points_where_they_were() -> None:
         layout = laid_out(vectors[:end], old, SPEC.model_copy(update={"refit_above": 1.0, "seed": end}))
         assert layout.how == "placed"
     assert (layout.positions_N2[:200] == first).all()
-    labels = find_clusters(layout.positions_N2, choose_eps(layout.positions_N2, 10), 10).labels_N
+    labels = dbscan_clusters(layout.positions_N2, choose_eps(layout.positions_N2, 10).eps, 10).labels_N
     assert adjusted_rand_score(group[: len(labels)], labels) > 0.9
 
 
@@ -63,13 +64,13 @@ def test_ten_deliveries_leave_the_first_points_where_they_were() -> None:
 def test_what_is_unlike_all_lies_in_no_old_cluster(count: int) -> None:
     vectors, _ = grouped(400)
     first = laid_out(vectors)
-    eps = choose_eps(first.positions_N2, 10)
-    old_labels = find_clusters(first.positions_N2, eps, 10).labels_N
+    eps = choose_eps(first.positions_N2, 10).eps
+    old_labels = dbscan_clusters(first.positions_N2, eps, 10).labels_N
     rng = np.random.default_rng(1)
     strange = unit(np.eye(16)[[9] * count] - 0.5 * np.eye(16)[[2] * count] + rng.normal(0, 0.05, (count, 16)))
     second = laid_out(np.concatenate([vectors, strange]), OldMap(with_new(first.positions_N2, count)))
     assert second.how == "placed" and second.unlike_N[400:].all() and not second.unlike_N[:400].any()
-    labels = find_clusters(second.positions_N2, eps, 10).labels_N
+    labels = dbscan_clusters(second.positions_N2, eps, 10).labels_N
     with_strange = {label for label in labels[400:].tolist() if label >= 0}
     with_old = set(labels[:400][old_labels >= 0].tolist())
     assert not with_strange & with_old
@@ -82,7 +83,7 @@ def test_two_unlike_kinds_do_not_share_a_place() -> None:
     first = laid_out(vectors)
     strange = unit(np.repeat(np.eye(16)[[9, 12]], 12, axis=0) + np.random.default_rng(1).normal(0, 0.05, (24, 16)))
     second = laid_out(np.concatenate([vectors, strange]), OldMap(with_new(first.positions_N2, 24)))
-    labels = find_clusters(second.positions_N2, choose_eps(first.positions_N2, 10), 10).labels_N
+    labels = dbscan_clusters(second.positions_N2, choose_eps(first.positions_N2, 10).eps, 10).labels_N
     assert len(set(labels[400:412])) == len(set(labels[412:])) == 1 and labels[400] != labels[412]
 
 
