@@ -4,6 +4,7 @@ tsne.py        t-SNE (openTSNE on FAISS neighbours), of all points or of new one
 layout.py      the map: the previous version's with new points placed, or a new one turned to lie like it
 dbscan.py      exact DBSCAN of points in the plane, in bounded memory; pure
 radius.py      eps without labels, checked by stability
+confidence.py  whether clusters come back on other maps and hold together in the embedding; what else explains them
 density.py     clusters of the map, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
 tables.py      points, clusters and lineage as tables
@@ -15,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from damage_atlas.cluster.confidence import CONFIDENT, explained_by, measure_confidence, silhouette
 from damage_atlas.cluster.density import find_clusters
 from damage_atlas.cluster.layout import OldMap, lay_out
 from damage_atlas.cluster.passports import match_clusters
-from damage_atlas.cluster.tables import ImageFacts, cluster_table, lineage_table, point_table
+from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, lineage_table, point_table
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
 from damage_atlas.neighbours import exact_neighbours, read_vectors, without_self
@@ -31,6 +33,7 @@ __all__ = ["cluster_map"]
 _MAP_NEIGHBOURS_PER_PERPLEXITY = 3  # van der Maaten 2014: three times the perplexity
 _CONFIDENCE_NEIGHBOURS = 10
 _LABEL_NEIGHBOURS = 10
+_FEW_GROUPS = 10  # with fewer, leaving out a fifth of them says little
 
 
 def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
@@ -70,8 +73,14 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
     observations = run.read_table("catalog", "observations.parquet")
     points = point_table(observations, facts)
+    first = _first_observation(observations, ids)
+    near_ids = near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS]
+    confidence = measure_confidence(vectors, near_ids, found.labels_N, _photos(first), spec, map_parts)
+    shared_information, explained = explained_by(found.labels_N, _classes(points, ids), _nuisances(first))
     version = (run.spec.previous_version or 0) + 1
-    clusters = cluster_table(points, facts, matching, _old_first_versions(previous), version)
+    clusters = cluster_table(
+        points, facts, matching, ClusterMarks(confidence, explained), _old_first_versions(previous), version
+    )
     stage.write_table("points.parquet", points)
     stage.write_table("clusters.parquet", clusters)
     stage.write_table("lineage.parquet", lineage_table(matching))
@@ -92,6 +101,12 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "eps_knee": found.radius and found.radius.knee,
             "eps_stability": found.radius and found.radius.stability,
             "split_by_embedding": found.split,
+            "resamples": spec.resamples,
+            "resample_ari": None if np.isnan(confidence.agreement) else confidence.agreement,
+            "confident_clusters": int((confidence.confidence_C >= CONFIDENT).sum()),
+            "silhouette": silhouette(vectors, found.labels_N),
+            "ami": shared_information,
+            "explained_by_nuisance": sum(mark is not None for mark in explained),
             "map_width": float(np.ptp(positions, axis=0).max()) if len(ids) else 0.0,
             "map": layout.how,
             "map_because": layout.why,
@@ -105,6 +120,30 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "version": version,
         },
     )
+
+
+def _first_observation(observations: pa.Table, ids: list[str]) -> pa.Table:
+    """For each image the first observation that shows it: images with the same pixels count once."""
+    first: dict[str, int] = {}
+    for row, image_id in enumerate(observations["image_id"].to_pylist()):
+        first.setdefault(image_id, row)
+    return observations.take(pa.array([first[image_id] for image_id in ids], pa.int64()))
+
+
+def _photos(first: pa.Table) -> list[str | None]:
+    """What is drawn together in a resample: the group of the split; where there are few of them, the file."""
+    groups = first["group"].to_pylist()
+    return groups if len(set(groups)) >= _FEW_GROUPS else first["file"].to_pylist()
+
+
+def _nuisances(first: pa.Table) -> dict[str, list[str | None]]:
+    columns = {"asset": "asset_id", "photo": "file", "group": "group", "delivery": "delivery"}
+    return {name: first[column].to_pylist() for name, column in columns.items()}
+
+
+def _classes(points: pa.Table, ids: list[str]) -> list[str | None]:
+    label = dict(zip(points["image_id"].to_pylist(), points["label"].to_pylist(), strict=True))
+    return [label[image_id] for image_id in ids]
 
 
 def _next_id(run: Run) -> int:

@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from damage_atlas.cluster.confidence import REAPPEARS_AS_ITSELF, Confidence
 from damage_atlas.cluster.passports import Matching
 from damage_atlas.contracts import CLUSTERS, LINEAGE, POINTS
 from damage_atlas.neighbours import Floats
 
-_ARTEFACT_CONFIDENCE = 0.5  # below it most neighbours in the embedding lie in other clusters
+_ARTEFACT_SHARE = 0.5  # of neighbours in the embedding: below it most lie in other clusters
+
+
+@dataclass(frozen=True)
+class ClusterMarks:
+    """How sure clusters are, and what else explains them; each in the order of labels."""
+
+    confidence: Confidence
+    explained_by: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,12 @@ def point_table(observations: pa.Table, facts: ImageFacts) -> pa.Table:
 
 
 def cluster_table(
-    points: pa.Table, facts: ImageFacts, matching: Matching, first_versions: dict[int, int], version: int
+    points: pa.Table,
+    facts: ImageFacts,
+    matching: Matching,
+    marks: ClusterMarks,
+    first_versions: dict[int, int],
+    version: int,
 ) -> pa.Table:
     """One row for each cluster, in the order of ids; sizes and labels count observations."""
     place = {image_id: i for i, image_id in enumerate(facts.ids)}
@@ -73,12 +87,14 @@ def cluster_table(
             members[cluster].append(place[image_id])
             if label:
                 labels[cluster][label] += 1
+    label_of = {cluster: label for label, cluster in matching.ids.items()}
     rows = []
     for cluster in sorted(members):
+        reappears = float(marks.confidence.reappears_C[label_of[cluster]])
         own = np.array(members[cluster])
         counts = labels[cluster]
         top = min(counts, key=lambda label: (-counts[label], label), default=None)
-        confidence = float(facts.confidence_N[own].mean())
+        among_own = float(facts.confidence_N[np.unique(own)].mean())
         rows.append(
             {
                 "cluster_id": cluster,
@@ -87,12 +103,15 @@ def cluster_table(
                 "purity": counts[top] / len(own) if top is not None else None,
                 "top_label": top,
                 "label_counts": sorted(counts.items()),
-                "confidence": confidence,
+                "confidence": float(marks.confidence.confidence_C[label_of[cluster]]),
                 "status": matching.statuses[cluster],
-                "map_artefact": confidence < _ARTEFACT_CONFIDENCE,
+                "map_artefact": among_own < _ARTEFACT_SHARE or reappears < REAPPEARS_AS_ITSELF,
                 "first_version": first_versions.get(cluster, version),
                 "new_share": matching.new_share[cluster],
                 "novelty": float(facts.novelty_N[own].mean()),
+                "reappears": None if np.isnan(reappears) else reappears,
+                "cohesion": float(marks.confidence.cohesion_C[label_of[cluster]]),
+                "explained_by": marks.explained_by[label_of[cluster]],
             }
         )
     return pa.Table.from_pylist(rows, CLUSTERS)
