@@ -114,6 +114,7 @@ POINTS: Final = pa.schema(
         pa.field("label_source", pa.string()),  # given, predicted
         pa.field("asset_id", pa.string()),
         pa.field("delivery", pa.string()),
+        pa.field("landmark", pa.bool_()),  # false: not on the map itself, but placed by its nearest landmarks
     ]
 )
 

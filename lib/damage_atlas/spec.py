@@ -167,6 +167,8 @@ class ClusterSpec(Document):
     perplexity: float = Field(30.0, gt=1)
     map_iterations: int = Field(750, ge=250)
     seed: int = Field(0, ge=0, lt=2**31)
+    landmarks: int = Field(100_000, ge=1000)  # up to so many images all are mapped; beyond it so many of them
+    memory_gib: float = Field(8.0, gt=0)  # refused before the stage if it is going to need more
     refit: bool = False  # fit the map anew; else new images are placed on the previous version's
     refit_above: float = Field(0.5, ge=0)  # share of images that came or went since the map was fitted
     # paper: DBSCAN with eps 3 and 10 neighbours, and nothing split.

@@ -1,6 +1,7 @@
 """Cluster: a t-SNE map of the vectors, DBSCAN on the map, and persistent cluster ids.
 
 tsne.py        t-SNE (openTSNE on FAISS neighbours), of all points or of new ones among old ones
+landmarks.py   of archives too large for one map: which images are on it, and how the others follow
 layout.py      the map: the previous version's with new points placed, or a new one turned to lie like it
 dbscan.py      exact DBSCAN of points in the plane, in bounded memory; pure
 radius.py      eps without labels, checked by stability
@@ -12,19 +13,23 @@ tables.py      points, clusters and lineage as tables
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.cluster.confidence import CONFIDENT, explained_by, measure_confidence, silhouette
-from damage_atlas.cluster.density import find_clusters
-from damage_atlas.cluster.layout import OldMap, lay_out
+from damage_atlas.cluster.density import FoundClusters, find_clusters
+from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, spread
+from damage_atlas.cluster.layout import Layout, OldMap, lay_out
 from damage_atlas.cluster.passports import match_clusters
 from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, lineage_table, point_table
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
-from damage_atlas.neighbours import exact_neighbours, read_vectors, without_self
+from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
 from damage_atlas.parts import MapParts, map_in_threads
+from damage_atlas.spec import ClusterSpec
 from damage_atlas.store import Run, read_version
 from damage_atlas.store.versions import read_reference, run_model
 
@@ -46,11 +51,13 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     previous = run.previous()
     old_points = None if previous is None else previous.read_table("cluster", "points.parquet")
 
-    wanted = max(int(_MAP_NEIGHBOURS_PER_PERPLEXITY * spec.perplexity), _CONFIDENCE_NEIGHBOURS)
-    near = without_self(exact_neighbours(vectors, wanted + 1), wanted) if len(ids) > 1 else exact_neighbours(vectors, 0)
-    layout = lay_out(vectors, near, spec, _old_map(run, previous, old_points, ids))
-    positions = layout.positions_N2
-    found = find_clusters(positions, vectors, spec)
+    memory = check_memory(len(ids), min(len(ids), spec.landmarks), vectors.shape[1], spec)
+    old = _old_map(run, previous, old_points, ids)
+    if old is None or old.refit:
+        mapped = choose_landmarks(vectors, spec)
+    else:
+        mapped = choose_landmarks(vectors, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
+    layout, on_map, found = _map_and_cluster(vectors, mapped, spec, old)
 
     matching = match_clusters(
         dict(zip(ids, found.labels_N.tolist(), strict=True)),
@@ -63,18 +70,19 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     nearest_training = exact_neighbours(reference_vectors, 1, vectors).similarities_NK[:, 0] if len(ids) else None
     facts = ImageFacts(
         ids=ids,
-        positions_N2=positions,
+        positions_N2=found.positions_N2,
         cluster_ids=[matching.ids.get(label) for label in found.labels_N.tolist()],
         roles=found.roles,
-        confidence_N=_confidence(near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS], found.labels_N),
+        confidence_N=_confidence(found.near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS], found.labels_N),
         novelty_N=np.zeros(0, np.float32) if nearest_training is None else np.maximum(1 - nearest_training, 0),
         predicted=knn_predict(reference_vectors, reference["label"].to_pylist(), vectors, _LABEL_NEIGHBOURS).tolist(),
         vectors_ND=vectors,
+        landmark_N=np.isin(np.arange(len(ids)), mapped),
     )
     observations = run.read_table("catalog", "observations.parquet")
     points = point_table(observations, facts)
     first = _first_observation(observations, ids)
-    near_ids = near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS]
+    near_ids = found.near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS]
     confidence = measure_confidence(vectors, near_ids, found.labels_N, _photos(first), spec, map_parts)
     shared_information, explained = explained_by(found.labels_N, _classes(points, ids), _nuisances(first))
     version = (run.spec.previous_version or 0) + 1
@@ -96,18 +104,21 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "noise": noise,
             "noise_share": noise / len(ids) if ids else 0.0,
             "method": spec.method,
-            "eps": found.radius and found.radius.eps,
-            "eps_source": found.radius and ("auto" if spec.method == "dbscan" and spec.eps == "auto" else "as set"),
-            "eps_knee": found.radius and found.radius.knee,
-            "eps_stability": found.radius and found.radius.stability,
-            "split_by_embedding": found.split,
+            "eps": on_map.radius and on_map.radius.eps,
+            "eps_source": on_map.radius and ("auto" if spec.method == "dbscan" and spec.eps == "auto" else "as set"),
+            "eps_knee": on_map.radius and on_map.radius.knee,
+            "eps_stability": on_map.radius and on_map.radius.stability,
+            "split_by_embedding": on_map.split,
             "resamples": spec.resamples,
             "resample_ari": None if np.isnan(confidence.agreement) else confidence.agreement,
             "confident_clusters": int((confidence.confidence_C >= CONFIDENT).sum()),
             "silhouette": silhouette(vectors, found.labels_N),
             "ami": shared_information,
             "explained_by_nuisance": sum(mark is not None for mark in explained),
-            "map_width": float(np.ptp(positions, axis=0).max()) if len(ids) else 0.0,
+            "map_width": float(np.ptp(found.positions_N2, axis=0).max()) if len(ids) else 0.0,
+            "landmarks": len(mapped),
+            "landmark_disagreement": found.disagreement,
+            "memory_estimate_bytes": memory,
             "map": layout.how,
             "map_because": layout.why,
             "map_changed_since_fit": layout.changed,
@@ -120,6 +131,24 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "version": version,
         },
     )
+
+
+def _map_and_cluster(
+    vectors_ND: Floats, mapped_M: Ints, spec: ClusterSpec, old: OldMap | None
+) -> tuple[Layout, FoundClusters, Clustered]:
+    """The map of the landmarks, their clusters, and what follows from both for all images."""
+    vectors = vectors_ND[mapped_M]
+    wanted = max(int(_MAP_NEIGHBOURS_PER_PERPLEXITY * spec.perplexity), _CONFIDENCE_NEIGHBOURS)
+    near = (
+        without_self(exact_neighbours(vectors, wanted + 1), wanted)
+        if len(vectors) > 1
+        else exact_neighbours(vectors, 0)
+    )
+    layout = lay_out(vectors, near, spec, old and replace(old, positions_N2=old.positions_N2[mapped_M]))
+    found = find_clusters(layout.positions_N2, vectors, spec)
+    kept = old.positions_N2 if old is not None and layout.how == "placed" else None
+    whole = spread(vectors_ND, mapped_M, near, layout.positions_N2, found.labels_N, found.roles, kept)
+    return layout, found, whole
 
 
 def _first_observation(observations: pa.Table, ids: list[str]) -> pa.Table:
@@ -157,7 +186,12 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     rows = zip(points["image_id"].to_pylist(), points["x"].to_pylist(), points["y"].to_pylist(), strict=True)
     known = {image_id: (x, y) for image_id, x, y in rows}
     positions = np.array([known.get(image_id, (np.nan, np.nan)) for image_id in ids], dtype=np.float64).reshape(-1, 2)
-    gone = len(known.keys() - set(ids))
+    # Before there were landmarks, all images were on the map.
+    on_map = points["landmark"].to_pylist() if "landmark" in points.column_names else [True] * points.num_rows
+    landmarks = {
+        image_id for image_id, on in zip(points["image_id"].to_pylist(), on_map, strict=True) if on is not False
+    }
+    gone = len(landmarks - set(ids))
     spec, old_spec = run.spec.settings.cluster, previous.spec.settings.cluster
     ours, theirs = run.artifact("embed").facts, previous.artifact("embed").facts
     if spec.refit:
@@ -170,7 +204,7 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
         refit = ""
     # A map that was sealed before points could be placed was fitted.
     changed = previous.artifact("cluster").facts.get("map_changed_since_fit", 0)
-    return OldMap(positions, gone, changed, refit)
+    return OldMap(positions, gone, changed, refit, np.array([image_id in landmarks for image_id in ids], bool))
 
 
 def _old_clusters(points: pa.Table | None) -> dict[str, int | None] | None:

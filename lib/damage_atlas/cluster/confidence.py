@@ -111,8 +111,8 @@ def explained_by(
     """
     clusters = int(labels_N.max(initial=-1)) + 1
     rows = np.random.default_rng(0).permutation(len(labels_N))[:_SAMPLE]
-    labels, damage = labels_N[rows], _codes(damage_N)[rows]
-    codes = {name: _codes(values)[rows] for name, values in nuisances.items()}
+    labels, damage = labels_N[rows], _codes([damage_N[row] for row in rows])
+    codes = {name: _codes([values[row] for row in rows]) for name, values in nuisances.items()}
     codes = {name: values for name, values in codes.items() if 1 < len(np.unique(values)) <= len(rows) / 2}
     overall = {name: float(adjusted_mutual_info_score(values, labels)) for name, values in codes.items()}
     if len(rows):

@@ -35,12 +35,14 @@ class OldMap:
         gone: points of it that this run no longer has.
         changed: points placed on it or taken from it since it was fitted.
         refit: why it cannot or must not be kept; empty if it can.
+        landmark_N: which points were on it themselves; None: all that have a place.
     """
 
     positions_N2: Positions
     gone: int = 0
     changed: int = 0
     refit: str = ""
+    landmark_N: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from damage_atlas.cluster.confidence import REAPPEARS_AS_ITSELF, Confidence
 from damage_atlas.cluster.passports import Matching
@@ -37,35 +38,32 @@ class ImageFacts:
     novelty_N: Floats
     predicted: list[str]
     vectors_ND: Floats
+    landmark_N: NDArray[np.bool_]
 
 
 def point_table(observations: pa.Table, facts: ImageFacts) -> pa.Table:
     """One row for each readable observation, in the order of the catalog; equal pixels share a position."""
-    place = {image_id: i for i, image_id in enumerate(facts.ids)}
-    rows: list[dict[str, Any]] = []
-    for row in observations.to_pylist():
-        i = place.get(row["image_id"]) if row["status"] == "ok" else None
-        if i is None:
-            continue
-        given = "+".join(row["labels"])
-        rows.append(
-            {
-                "observation_id": row["observation_id"],
-                "image_id": row["image_id"],
-                "uri": row["uri"],
-                "x": facts.positions_N2[i, 0],
-                "y": facts.positions_N2[i, 1],
-                "cluster_id": facts.cluster_ids[i],
-                "role": facts.roles[i],
-                "confidence": facts.confidence_N[i],
-                "novelty": facts.novelty_N[i],
-                "label": given or facts.predicted[i] or None,
-                "label_source": "given" if given else "predicted",
-                "asset_id": row["asset_id"],
-                "delivery": row["delivery"],
-            }
-        )
-    return pa.Table.from_pylist(rows, POINTS)
+    readable = observations.filter(pc.equal(observations["status"], "ok"))
+    places = pc.index_in(readable["image_id"], value_set=pa.array(facts.ids, pa.string()))
+    readable = readable.filter(pc.is_valid(places))
+    rows = places.drop_null().to_numpy()
+    given = pc.binary_join(readable["labels"], "+")
+    has_label = pc.not_equal(given, "")
+    predicted = pa.array(facts.predicted, pa.string()).take(pa.array(rows))
+    predicted = pc.if_else(pc.equal(predicted, ""), None, predicted)
+    columns = {
+        **{name: readable[name] for name in ("observation_id", "image_id", "uri", "asset_id", "delivery")},
+        "x": facts.positions_N2[rows, 0],
+        "y": facts.positions_N2[rows, 1],
+        "cluster_id": pa.array(facts.cluster_ids, pa.int64()).take(pa.array(rows)),
+        "role": pa.array(facts.roles, pa.string()).take(pa.array(rows)),
+        "confidence": facts.confidence_N[rows],
+        "novelty": facts.novelty_N[rows],
+        "label": pc.if_else(has_label, given, predicted),
+        "label_source": pc.if_else(has_label, "given", "predicted"),
+        "landmark": facts.landmark_N[rows],
+    }
+    return pa.table({field.name: columns[field.name] for field in POINTS}, schema=POINTS)
 
 
 def cluster_table(
