@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 OLDEST := var/airflow-oldest
 OLDEST_AIRFLOW := --exclude-newer 2025-09-15 apache-airflow==3.0.6 httpx wtforms pytest pytest-timeout
 
-.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench up down clean
+.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench bench-cluster up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environm
 
 bench: setup ## benchmarks against named peers; each prints a ratio
 	$(BIN)/python -m bench
+
+bench-cluster: setup ## t-SNE, DBSCAN and the cluster stage against their peers, and how they grow
+	$(BIN)/python -m bench cluster
 
 up: ## the team's stack in containers: PostgreSQL, Airflow, Ray, an S3 server (needs Docker)
 	infra/compose/up.sh

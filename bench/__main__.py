@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import embed, embed_ray, gradcam, index, train_step
+from bench import cluster, embed, embed_ray, gradcam, index, train_step
 
 BENCHMARKS = {
     "gradcam": gradcam.main,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "embed": embed.main,
     "embed_ray": embed_ray.main,
     "index": index.main,
+    "cluster": cluster.main,
 }
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from damage_atlas.spec import ClusterSpec
 from damage_atlas.store import Run, read_version
 from damage_atlas.store.versions import read_reference, run_model
 
-__all__ = ["cluster_map"]
+__all__ = ["cluster_map", "map_and_cluster"]
 
 _MAP_NEIGHBOURS_PER_PERPLEXITY = 3  # van der Maaten 2014: three times the perplexity
 _CONFIDENCE_NEIGHBOURS = 10
@@ -57,7 +57,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         mapped = choose_landmarks(vectors, spec)
     else:
         mapped = choose_landmarks(vectors, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
-    layout, on_map, found = _map_and_cluster(vectors, mapped, spec, old)
+    layout, on_map, found = map_and_cluster(vectors, mapped, spec, old)
 
     matching = match_clusters(
         dict(zip(ids, found.labels_N.tolist(), strict=True)),
@@ -133,7 +133,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
 
 
-def _map_and_cluster(
+def map_and_cluster(
     vectors_ND: Floats, mapped_M: Ints, spec: ClusterSpec, old: OldMap | None
 ) -> tuple[Layout, FoundClusters, Clustered]:
     """The map of the landmarks, their clusters, and what follows from both for all images."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from damage_atlas.cluster import _map_and_cluster
+from damage_atlas.cluster import map_and_cluster
 from damage_atlas.cluster.landmarks import check_memory, choose_landmarks, estimate_memory
 from damage_atlas.cluster.layout import OldMap
 from damage_atlas.errors import InputError
@@ -55,9 +55,9 @@ def test_landmarks_stay_and_new_images_add_their_share() -> None:
 def test_the_others_follow_their_neighbours() -> None:
     vectors, group = archive(5000, rare=12)
     mapped = choose_landmarks(vectors, SPEC)
-    layout, _, found = _map_and_cluster(vectors, mapped, SPEC, None)
+    layout, _, found = map_and_cluster(vectors, mapped, SPEC, None)
     assert (found.positions_N2[mapped] == layout.positions_N2).all()
-    _, _, full = _map_and_cluster(vectors, np.arange(5000), ALL, None)
+    _, _, full = map_and_cluster(vectors, np.arange(5000), ALL, None)
     clustered = (full.labels_N >= 0) | (found.labels_N >= 0)
     assert adjusted_rand_score(full.labels_N[clustered], found.labels_N[clustered]) > 0.9
     assert adjusted_rand_score(group, found.labels_N) > 0.9 and 0 < found.disagreement < 0.1
@@ -79,19 +79,19 @@ def test_what_no_landmark_is_like_belongs_nowhere() -> None:
     vectors, _ = archive(3000)
     strange = unit(np.eye(16)[[12]])
     together = np.concatenate([vectors, strange])
-    _, _, found = _map_and_cluster(together, choose_landmarks(vectors, SPEC), SPEC, None)
+    _, _, found = map_and_cluster(together, choose_landmarks(vectors, SPEC), SPEC, None)
     assert found.labels_N[-1] == -1 and found.roles[-1] == "noise"
 
 
 def test_on_a_kept_map_every_old_image_stays() -> None:
     vectors, _ = archive(3000)
     first = choose_landmarks(vectors[:2900], SPEC)
-    _, _, before = _map_and_cluster(vectors[:2900], first, SPEC, None)
+    _, _, before = map_and_cluster(vectors[:2900], first, SPEC, None)
     old = np.full((3000, 2), np.nan)
     old[:2900] = before.positions_N2
     was = np.isin(np.arange(3000), first)
     second = choose_landmarks(vectors, SPEC, was, np.isnan(old[:, 0]))
-    layout, _, after = _map_and_cluster(vectors, second, SPEC, OldMap(old, landmark_N=was))
+    layout, _, after = map_and_cluster(vectors, second, SPEC, OldMap(old, landmark_N=was))
     assert layout.how == "placed" and (after.positions_N2[:2900] == before.positions_N2).all()
 
 
