@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 OLDEST := var/airflow-oldest
 OLDEST_AIRFLOW := --exclude-newer 2025-09-15 apache-airflow==3.0.6 httpx wtforms pytest pytest-timeout
 
-.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench bench-train bench-dags up down clean
+.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench bench-train bench-dags bench-cluster up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ bench-train: setup ## a training step against the plain recipe and against expli
 
 bench-dags: setup ## how long Airflow takes for the DAG files
 	$(BIN)/python -m bench.dags
+
+bench-cluster: setup ## t-SNE, DBSCAN and the cluster stage against their peers, and how they grow
+	$(BIN)/python -m bench cluster
 
 up: ## the team's stack in containers: PostgreSQL, Airflow, Ray, an S3 server (needs Docker)
 	infra/compose/up.sh

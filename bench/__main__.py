@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import dags, embed, embed_ray, gradcam, index, train, train_step
+from bench import cluster, dags, embed, embed_ray, gradcam, index, train, train_step
 
 BENCHMARKS = {
     "gradcam": gradcam.main,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "embed_ray": embed_ray.main,
     "index": index.main,
     "dags": dags.main,
+    "cluster": cluster.main,
 }
 
 if __name__ == "__main__":

@@ -158,16 +158,29 @@ class IndexSpec(Document):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+PAPER_EPS, PAPER_MIN_NEIGHBOURS = 3.0, 10
+_SET_BY_THE_PAPER = ("eps", "split_apart", "min_neighbours")
+
+
 class ClusterSpec(Document):
     """Map and clusters."""
 
     perplexity: float = Field(30.0, gt=1)
     map_iterations: int = Field(750, ge=250)
     seed: int = Field(0, ge=0, lt=2**31)
-    eps: float | Literal["auto"] = "auto"  # map units; the paper's is 3
+    landmarks: int = Field(100_000, ge=1000)  # up to so many images all are mapped; beyond it so many of them
+    memory_gib: float = Field(8.0, gt=0)  # refused before the stage if it is going to need more
+    refit: bool = False  # fit the map anew; else new images are placed on the previous version's
+    refit_above: float = Field(0.5, ge=0)  # share of images that came or went since the map was fitted
+    # paper: DBSCAN with eps 3 and 10 neighbours, and nothing split.
+    method: Literal["dbscan", "paper", "hdbscan", "kmeans"] = "dbscan"
+    kmeans_clusters: int = Field(20, ge=1)
+    eps: float | Literal["auto"] = "auto"  # map units
     # Silhouette in the embedding from which a cluster's parts become clusters; null: DBSCAN alone, as in the paper.
     split_apart: float | None = Field(0.5, ge=-1, le=1)
     min_neighbours: int = Field(10, ge=1)
+    resamples: int = Field(6, ge=0, le=100)  # maps that are made to see which clusters come back; 0: none
+    resample_points: int = Field(1500, ge=100)  # images of such a map
     threads: int = Field(2, ge=1, le=1024)
 
     @field_validator("eps")
@@ -176,6 +189,14 @@ class ClusterSpec(Document):
         if not isinstance(eps, str) and eps <= 0:
             raise ValueError("eps must be above 0, or auto")
         return eps
+
+    @model_validator(mode="after")
+    def _the_paper_says(self) -> ClusterSpec:
+        if self.method == "paper":
+            for name in _SET_BY_THE_PAPER:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"method paper sets {name} itself: leave it out, or take method dbscan")
+        return self
 
 
 class ExplainSpec(Document):
