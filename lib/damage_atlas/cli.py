@@ -504,8 +504,8 @@ def _mean_text(row: dict[str, Any], score: str) -> str:
     def text(mean: float, half: float | None, sign: str = "") -> str:
         return f"{mean:{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
 
-    gain = row.get(f"{score}_gain")
-    return text(*row[score]) + (f" ({text(*gain, sign='+')})" if gain else "")
+    (mean, half), gain = row[score], row.get(f"{score}_gain")
+    return text(mean, half) + (f" ({text(gain[0], gain[1], '+')})" if gain else "")
 
 
 @app.command()

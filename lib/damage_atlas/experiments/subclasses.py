@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
+from sklearn.cluster import DBSCAN, KMeans
 
-from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
+from damage_atlas.cluster.density import dbscan_clusters, find_clusters
+from damage_atlas.cluster.radius import find_knee
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.errors import InputError
 from damage_atlas.experiments.log import MeasurementLog, Row, interval
 from damage_atlas.metrics import agreement, knn_accuracy
 from damage_atlas.neighbours import exact_neighbours, without_self
-from damage_atlas.spec import ClusterSpec, Settings, TrainSpec, with_overrides
+from damage_atlas.spec import PAPER_EPS, ClusterSpec, Settings, TrainSpec, with_overrides
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.loop import Alone, Trainer, TrainingState, make_optimizer
@@ -32,7 +33,6 @@ from damage_atlas.train.start import new_network
 Floats = NDArray[np.float32]
 Pairing = tuple[tuple[str, str], ...]
 
-_PAPER_EPS = 3.0
 _SHUFFLE_SEED = 0  # of the order of the pairings: the first few are then no alphabetical ones
 
 # What is compared by default, each on top of the settings that were given; the first one is what the others are
@@ -187,12 +187,9 @@ def subclass_scores(fine: LabelledImages, coarse: LabelledImages, vectors_ND: Fl
 
     k = int(3 * spec.perplexity)
     positions = make_map(vectors_ND, without_self(exact_neighbours(vectors_ND, k + 1), k), spec)
-    eps = choose_eps(positions, spec.min_neighbours) if spec.eps == "auto" else float(spec.eps)
-    found = find_clusters(positions, eps, spec.min_neighbours)
-    if spec.split_apart is not None:
-        found = split_clusters(found, positions, vectors_ND, eps, spec.min_neighbours, spec.split_apart)
-    at_paper_eps = find_clusters(positions, _PAPER_EPS, spec.min_neighbours)
-    in_embedding = find_clusters(vectors_ND, choose_eps(vectors_ND, spec.min_neighbours), spec.min_neighbours)
+    found = find_clusters(positions, vectors_ND, spec)
+    at_paper_eps = dbscan_clusters(positions, PAPER_EPS, spec.min_neighbours)
+    in_embedding = DBSCAN(eps=find_knee(vectors_ND, spec.min_neighbours), min_samples=spec.min_neighbours)
     by_k_means = KMeans(len(set(fine.labels)), n_init=10, random_state=spec.seed).fit_predict(vectors_ND)
     on_map = agreement(fine.labels, found.labels_N.tolist())
     return {
@@ -203,7 +200,7 @@ def subclass_scores(fine: LabelledImages, coarse: LabelledImages, vectors_ND: Fl
         "clusters": int(found.labels_N.max()) + 1,
         "noise_share": float((found.labels_N < 0).mean()),
         "fine_ari_eps_3": agreement(fine.labels, at_paper_eps.labels_N.tolist())["ari"],
-        "fine_ari_dbscan_in_embedding": agreement(fine.labels, in_embedding.labels_N.tolist())["ari"],
+        "fine_ari_dbscan_in_embedding": agreement(fine.labels, in_embedding.fit_predict(vectors_ND).tolist())["ari"],
         "fine_ari_k_means": agreement(fine.labels, by_k_means.tolist())["ari"],
         "fine_ari_of_the_coarse_classes": agreement(fine.labels, coarse.labels)["ari"],
     }

@@ -127,7 +127,8 @@ def _write_figures(stage: Stage, facts: Facts, drawn: Sequence[Point], pictures:
     )
     stage.write("figures/pictures.png", _draw_rows(facts, pictures, "Sample and nearest images", heat=False))
     # Vectors that were given with --vectors have no network that could be asked what it goes by.
-    if any(item.heatmap_key != item.picture_key for cluster in facts.clusters for item in cluster.row):
+    given = any(item.heatmap_key == item.picture_key for cluster in facts.clusters for item in cluster.row)
+    if not given:
         stage.write(
             "figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True)
         )
