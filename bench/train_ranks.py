@@ -1,4 +1,4 @@
-"""Training on several processes of this machine, without Ray: the worker's exchange over torch.distributed (gloo).
+"""Training on several processes of this machine, without Ray: the exchange that Ray's ranks have, by gloo.
 
     python -m bench.train_ranks RUN --workers 2
 
@@ -22,18 +22,11 @@ import torch.distributed as dist
 
 from damage_atlas.store import Run
 from damage_atlas.train import train_rank
+from damage_atlas.train.loop import Distributed
 from workers.logs import log_to_stdout
-from workers.train import RankExchange
 
 _RESTARTS = 3
 _PR_SET_PDEATHSIG = 1
-
-
-class ProcessExchange(RankExchange):
-    """The worker's exchange; only who is who comes from torch.distributed instead of Ray."""
-
-    def __init__(self) -> None:
-        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
 
 
 def die_with_parent() -> None:
@@ -45,7 +38,7 @@ def run_rank(run_uri: str, attempt: int, rank: int, workers: int, meeting_place:
     log_to_stdout()
     dist.init_process_group("gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=workers)
     print(f"(pid={os.getpid()}) train: rank {rank} of {workers}", flush=True)
-    train_rank(Run.load(run_uri, attempt), ProcessExchange())
+    train_rank(Run.load(run_uri, attempt), Distributed(rank, workers))
     dist.barrier()
     dist.destroy_process_group()
 

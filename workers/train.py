@@ -6,16 +6,14 @@ import logging
 from typing import Any
 
 import ray
-import torch
-import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer, get_device
-from torch import Tensor
 
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
 from damage_atlas.train import labelled_images, sealed_training, train_rank
+from damage_atlas.train.loop import Distributed
 from damage_atlas.train.start import new_network
 from workers.job import run_job
 from workers.logs import log_to_stdout
@@ -26,25 +24,11 @@ logger = logging.getLogger("workers.train")
 _RESTARTS = 3  # of the worker group after a crash; each goes on from the newest checkpoint
 
 
-class RankExchange:
-    """The library's `Exchange` over torch.distributed."""
+class RankExchange(Distributed):
+    """The library's `Exchange` among the ranks of Ray Train."""
 
     def __init__(self) -> None:
-        self.rank, self.workers = get_context().get_world_rank(), get_context().get_world_size()
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The ranks' tensors, one after the other."""
-        if self.workers == 1:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.workers)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    def add(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks."""
-        if self.workers > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        super().__init__(get_context().get_world_rank(), get_context().get_world_size())
 
 
 def run_rank(config: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -62,6 +63,31 @@ class Alone:
 
     def add(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
+        return tensor
+
+
+class Distributed:
+    """The exchange of processes that `torch.distributed` has joined, whoever started them.
+
+    Args:
+        rank, workers: which of how many this one is.
+    """
+
+    def __init__(self, rank: int, workers: int) -> None:
+        self.rank, self.workers = rank, workers
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The ranks' tensors, one after the other."""
+        if self.workers == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.workers)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks."""
+        if self.workers > 1:
+            dist.all_reduce(tensor)
         return tensor
 
 
