@@ -120,9 +120,8 @@ def _compare(run: Run, found: LabelledImages, pixels: Pixels, rounds: int) -> No
     anchors = tuples.batches.tuples  # type: ignore[union-attr]
     print(f"decoding, once for each image: {decoded_per_s:,.0f} images/s")
     print(f"input: the step runs at {median['step alone, its input made beforehand'] / median['ours']:.2f} of its pace")
-    print(
-        f"images/s against the plain recipe: ratio {median['plain'] / median['ours']:.2f} (wanted: 3), by CPU time {cpu['plain'] / cpu['ours']:.2f}"
-    )
+    wall, of_cpu = (times["plain"] / times["ours"] for times in (median, cpu))
+    print(f"images/s against the plain recipe: ratio {wall:.2f} (wanted: 3), by CPU time {of_cpu:.2f}")
     wall, of_cpu = (spec.batch_size / anchors * times["tuples"] / times["ours"] for times in (median, cpu))
     print(
         f"anchors/s against explicit tuples ({anchors} a batch): ratio {wall:.2f} (wanted: 5), by CPU time {of_cpu:.2f}"
