@@ -43,22 +43,21 @@ def run_rank(run_uri: str, attempt: int, rank: int, workers: int, meeting_place:
     dist.destroy_process_group()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_uri")
-    parser.add_argument("--attempt", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+def train(run_uri: str, attempt: int, workers: int, log: str | None = None) -> None:
+    """Train to the end; exit code 1 when ranks died too often. What it prints goes to the end of ``log``."""
     die_with_parent()
+    if log is not None:
+        with open(log, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
     # fork, after the imports: a rank that is started again starts at once.
     context = multiprocessing.get_context("fork")
     for _ in range(1 + _RESTARTS):
         with tempfile.TemporaryDirectory(prefix="damage-atlas-ranks-") as folder:
             place = str(Path(folder) / "meeting")
-            asked = (arguments.run_uri, arguments.attempt)
             ranks = [
-                context.Process(target=run_rank, args=(*asked, rank, arguments.workers, place))
-                for rank in range(arguments.workers)
+                context.Process(target=run_rank, args=(run_uri, attempt, rank, workers, place))
+                for rank in range(workers)
             ]
             for process in ranks:
                 process.start()
@@ -72,6 +71,15 @@ def main() -> None:
         if all(process.exitcode == 0 for process in ranks):
             return
     sys.exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_uri")
+    parser.add_argument("--attempt", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    train(arguments.run_uri, arguments.attempt, arguments.workers)
 
 
 if __name__ == "__main__":
