@@ -36,7 +36,7 @@ from damage_atlas.store.versions import run_model
 
 Row = dict[str, Any]
 
-_PLAINLY = 0.9  # of a cluster's images look like something without damage
+_PLAINLY = 0.8  # of a cluster's images look like something without damage
 
 INPUT_STAGES = ("catalog", "embed", "index", "cluster", "explain")
 _TIMED_STAGES = ("catalog", "train", "embed", "index", "cluster", "explain")

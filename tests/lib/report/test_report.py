@@ -284,3 +284,16 @@ def test_a_code_table_decides_the_order_and_its_idle_entries_are_named(tmp_path:
     }
     assert document["assets"] and all(set(asset["clusters"]) <= of_spalling | {1} for asset in document["assets"])
     assert any(1 in asset["clusters"] for asset in document["assets"])
+
+
+@pytest.mark.parametrize(("clusters", "label", "listed"), [(6, "spalling", True), (7, "sound", False)])
+def test_a_new_cluster_is_worth_a_visit_unless_it_is_plainly_sound(
+    clusters: int, label: str, listed: bool, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, replace(SMALL, images=200, clusters=clusters))
+    write_report(run)
+    document = read_report(run)
+    (new,) = (c for c in document["clusters"] if c["status"] == "born")
+    assert (new["cluster_id"], new["top_label"]) == (clusters, label)
+    reasons = [reason for asset in document["assets"] for reason in asset["reasons"]]
+    assert any(f"in cluster {clusters} " in reason and "new in this version" in reason for reason in reasons) == listed
