@@ -214,7 +214,7 @@ class ReportSpec(Document):
     title: str | None = None
     hover_pictures: int = Field(1500, ge=0)  # points that carry a thumbnail
     thumbnail_size: int = Field(56, ge=16, le=256)  # pixels
-    # Label -> grade, 0 (none) to 5 (worst): the code table that severities come from.
+    # Label, or `cluster 16` -> grade, 0 (none) to 5 (worst): the code table that severities come from.
     severities: dict[str, Annotated[float, Field(ge=0, le=MAX_GRADE)]] = Field(default_factory=dict)
     severity_of_others: float = Field(3.0, ge=0, le=MAX_GRADE)  # of labels that the table lacks and that name damage
     same_place_m: float = Field(0.5, gt=0)  # positions as near as this are one place

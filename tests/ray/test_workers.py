@@ -41,7 +41,7 @@ TABLES = {
     "index": ("ids.parquet",),
     "cluster": ("points.parquet", "clusters.parquet", "lineage.parquet"),
     "explain": ("explanations.parquet",),
-    "report": ("assets.parquet",),
+    "report": ("assets.parquet", "transitions.parquet"),
 }
 
 

@@ -9,8 +9,9 @@ with a severe form: exposed bars, map cracking, flaking rust. On every other one
 on the rest it has come up. Nobody labels severe forms: the model learns the demo's six classes on other structures, and
 the code table grades these classes.
 
-Reviewed are the first 10% of the assets, in the order of the visit list; of random chance; and of a plain classifier
-(logistic regression from the labelled images' vectors) by the share of an asset's newest images that it calls damaged,
+Reviewed are the first 10% of the assets, in the order of the visit list; of the list once a person has looked at each
+cluster's ten pictures and graded those that show a severe form; of random chance; and of a plain classifier (logistic
+regression from the labelled images' vectors) by the share of an asset's newest images that it calls damaged,
 and by their expected weight in the same code table.
 """
 
@@ -22,7 +23,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,7 @@ from damage_atlas.pipeline import run_pipeline
 from damage_atlas.report.assets import Term, asset_terms
 from damage_atlas.report.gather import gather_courses
 from damage_atlas.report.severity import CodeTable, weight
-from damage_atlas.spec import CatalogSpec, Settings
+from damage_atlas.spec import MAX_GRADE, CatalogSpec, Settings
 from damage_atlas.store import Run, Store, start_run
 from damage_atlas.store.versions import read_reference, run_model
 
@@ -241,13 +242,12 @@ def classifier_scores(run: Run, codes: CodeTable) -> dict[str, dict[str, float]]
 
 def visit_scores(run: Run) -> dict[str, dict[str, float]]:
     """The visit list, and what is left of it without some of its factors: name -> asset -> score."""
-    courses, labels, born = gather_courses(run)
 
     def most(terms: Sequence[Term], score: Callable[[Term], float]) -> float:
         return max(map(score, terms), default=0.0)
 
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    for asset, terms in asset_terms(courses, labels, born).items():
+    for asset, terms in asset_terms(*gather_courses(run)).items():
         found["visit list"][asset] = most(terms, lambda t: t.score)
         found["without rarity"][asset] = most(terms, lambda t: t.score / (1 + t.rarity))
         found["without change"][asset] = most(terms, lambda t: t.score / (1 + t.change))
@@ -257,6 +257,26 @@ def visit_scores(run: Run) -> dict[str, dict[str, float]]:
     for row in listed:  # what is measured here is what the report says
         assert math.isclose(row["score"], found["visit list"][row["asset_id"]], rel_tol=1e-3, abs_tol=1e-2)
     return dict(found)
+
+
+def graded_by_a_person(run: Run, plan: VisitPlan) -> Run:
+    """The run as if somebody had looked at each cluster's row of ten pictures once and set grade 5 where most of them
+    show a severe form.
+    """
+    truth = {
+        image.shot.file: image.shot.layers[0] for delivery in range(len(DELIVERIES)) for image in plan.images(delivery)
+    }
+    files = run.read_table("catalog", "observations.parquet", ["observation_id", "file"]).to_pylist()
+    file_of = {row["observation_id"]: row["file"] for row in files}
+    severe_forms = {layer for forms in SEVERE.values() for layer in forms}
+    rows: dict[int, list[bool]] = defaultdict(list)
+    for row in run.read_table("explain", "explanations.parquet", ["cluster_id", "observation_id"]).to_pylist():
+        rows[row["cluster_id"]].append(truth[file_of[row["observation_id"]]] in severe_forms)
+    grades = {f"cluster {cluster}": MAX_GRADE for cluster, shown in rows.items() if sum(shown) > len(shown) / 2}
+    report = run.spec.settings.report
+    report = report.model_copy(update={"severities": report.severities | grades})
+    settings = run.spec.settings.model_copy(update={"report": report})
+    return replace(run, spec=run.spec.model_copy(update={"settings": settings}))
 
 
 def found_share(scores: Mapping[str, float], severe: Sequence[str], reviewed: int) -> float:
@@ -276,7 +296,9 @@ def measure(out: Path, store: Store, plan: VisitPlan) -> dict[str, Any]:
     severe = [plan.name(asset) for asset in sorted(plan.severe)]
     reviewed = round(0.1 * plan.n_assets)
     codes = CodeTable.of(run.spec.settings.report)
-    rankings = visit_scores(run) | classifier_scores(run, codes)
+    graded = asset_terms(*gather_courses(graded_by_a_person(run, plan)))
+    by_a_person = {asset: max((t.score for t in terms), default=0.0) for asset, terms in graded.items()}
+    rankings = visit_scores(run) | {"visit list, clusters graded": by_a_person} | classifier_scores(run, codes)
     missing = {asset: 0.0 for asset in names}
     return {
         "draw": plan.draw,

@@ -77,7 +77,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Grade:
-    """How grave the code table says a label is."""
+    """How grave the code table says a label is, or a cluster that it names."""
 
     label: str
     grade: float  # 0 (none) to 5 (worst)

@@ -36,7 +36,7 @@ from damage_atlas.store.versions import run_model
 
 Row = dict[str, Any]
 
-_PLAINLY = 0.9  # of a cluster's images look like something without damage
+_PLAINLY = 0.8  # of a cluster's images look like something without damage
 
 INPUT_STAGES = ("catalog", "embed", "index", "cluster", "explain")
 _TIMED_STAGES = ("catalog", "train", "embed", "index", "cluster", "explain")
@@ -133,8 +133,15 @@ def gather_facts(run: Run, points: list[Point], decisions_up_to: int | None = No
             read_decisions(run.store, spec.archive, decisions_up_to),
         ),
         asset_rule=SCORE_RULE,
-        grades=[Grade(label, codes.grade(label), codes.source(label)) for label in sorted(labels)],
-        unused_grades=codes.unused(labels),
+        grades=[
+            *(Grade(label, codes.grade(label), codes.source(label)) for label in sorted(labels)),
+            *(
+                Grade(f"cluster {c.cluster_id}", own, "table")
+                for c in clusters
+                if (own := codes.of_cluster(c.cluster_id)) is not None
+            ),
+        ],
+        unused_grades=codes.unused(labels, [c.cluster_id for c in clusters]),
         unassigned_images=len(without_asset),
         periods=periods,
         looks_of_period=looks_of_period,
@@ -178,6 +185,8 @@ def _courses(
         for c in clusters
         if c.cluster_id in born and not _plainly_sound(c, codes)
     }
+    # What somebody has graded after looking at it goes before all.
+    grades |= {c.cluster_id: own for c in clusters if (own := codes.of_cluster(c.cluster_id)) is not None}
     seen = {row["observation_id"]: row for row in observations}
     found: tuple[list[Look], list[Look]] = ([], [])
     for p in points:

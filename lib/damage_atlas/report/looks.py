@@ -217,6 +217,8 @@ def _one_moment(first: Look, look: Look) -> bool:
 
 
 def _speaker(group: Sequence[Look]) -> Look:
+    if len(group) == 1:
+        return group[0]
     votes = Counter(look.kind for look in group)
     best = min(group, key=lambda x: (-votes[x.kind], -x.severity, _moment(x), x.observation_id))
     return replace(best, count=len(group), new=any(look.new for look in group))

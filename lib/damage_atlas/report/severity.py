@@ -1,8 +1,8 @@
-"""Grades of damage: from a label to a number between 0 (none) and 5 (worst), by the archive's code table."""
+"""Grades of damage, 0 (none) to 5 (worst), of labels and clusters: the archive's code table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from damage_atlas.metrics import is_undamaged
@@ -12,6 +12,9 @@ from damage_atlas.spec import MAX_GRADE, ReportSpec
 @dataclass(frozen=True)
 class CodeTable:
     """Label -> grade. Capital letters do not matter.
+
+    An entry ``cluster 16`` grades one cluster, whatever its images are labelled: clusters are finer than labels and
+    keep their numbers.
 
     A label of several (``crack+spalling``) that the table lacks has the worst grade of its parts. What the table lacks
     and whose name says that nothing is wrong is 0; everything else, images without a label too, is ``others``.
@@ -47,9 +50,14 @@ class CodeTable:
             return "table"
         return "name" if all(map(is_undamaged, parts)) else "others"
 
-    def unused(self, labels: set[str]) -> list[str]:
-        """Entries of the table that no label of the archive has, perhaps because they are misspelt."""
+    def of_cluster(self, cluster_id: int) -> float | None:
+        """The grade of a cluster that has an entry of its own; None for others."""
+        return self.grades.get(f"cluster {cluster_id}")
+
+    def unused(self, labels: Collection[str], clusters: Collection[int]) -> list[str]:
+        """Entries of the table that no label and no cluster of the archive has, perhaps because they are misspelt."""
         there = {name.casefold() for label in labels for name in (label, *label.split("+"))}
+        there |= {f"cluster {cluster}" for cluster in clusters}
         return sorted(self.grades.keys() - there)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from damage_atlas.report.looks import Look
+from damage_atlas.report.looks import Look, photo_weights
 from damage_atlas.report.transitions import Course
 
 
@@ -35,7 +35,7 @@ class AssetInspection:
 
     inspection: str
     looks: int
-    grades: dict[str, int]  # grade -> looks
+    grades: dict[str, float]  # grade -> share of the looks; tiles share the weight of their photo
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,16 @@ def asset_courses(courses: Iterable[Course]) -> list[AssetCourse]:
     return [
         AssetCourse(
             course.asset_id,
-            [
-                AssetInspection(
-                    inspection, len(looks), {f"{g:g}": n for g, n in sorted(Counter(x.severity for x in looks).items())}
-                )
-                for inspection, looks in course.inspections.items()
-            ],
+            [AssetInspection(name, len(looks), _grades(looks)) for name, looks in course.inspections.items()],
         )
         for course in courses
     ]
+
+
+def _grades(looks: Sequence[Look]) -> dict[str, float]:
+    part = photo_weights(looks)
+    whole = sum(part.values())
+    shares: defaultdict[float, float] = defaultdict(float)
+    for look in looks:
+        shares[look.severity] += part[look.observation_id] / whole
+    return {f"{grade:g}": share for grade, share in sorted(shares.items())}

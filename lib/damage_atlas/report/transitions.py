@@ -144,12 +144,22 @@ def _by_share(
                 side.setdefault((look.element, look.tile is None), []).append(look)
     for group in sorted(sides[0].keys() & sides[1].keys(), key=repr):
         old, new = sides[0][group], sides[1][group]
+        first_of = {_kind(look): look for look in reversed(old)}
+        here: dict[Kind, list[Look]] = defaultdict(list)
+        for look in new:
+            here[_kind(look)].append(look)
+        chances: dict[tuple[float, bool], float] = {}
         for first, second, n in _fewest_moves(old, new):
-            chance = _chance(old, new, first[2], second[2])
             if first != second and n < _LEAST_LOOKS:
                 continue
-            a = next(look for look in old if _kind(look) == first)
-            there = [look for look in new if _kind(look) == second]
+            step = second[2] - first[2]
+            chance = None
+            if abs(step) >= _GRADE_STEP:
+                what = (max(first[2], second[2]), step > 0)
+                if what not in chances:
+                    chances[what] = _chance(old, new, *what)
+                chance = chances[what]
+            there = here[second]
             rows.append(
                 _row(there[0].asset_id, from_inspection, to_inspection, "share", first, second)
                 | {
@@ -158,7 +168,7 @@ def _by_share(
                     "of_looks": len(new),
                     "chance": chance,
                     "positions_m": [],
-                    "from_observation_id": a.observation_id,
+                    "from_observation_id": first_of[first].observation_id,
                     "to_observation_id": there[0].observation_id,
                 }
             )
@@ -180,13 +190,10 @@ def _fewest_moves(old: Sequence[Look], new: Sequence[Look]) -> list[tuple[Kind, 
     return sorted(moves, key=repr)
 
 
-def _chance(old: Sequence[Look], new: Sequence[Look], from_grade: float, to_grade: float) -> float | None:
-    """How likely chance alone makes as many (of an improvement: as few) of the new photos that grave."""
-    if abs(to_grade - from_grade) < _GRADE_STEP:
-        return None
-    grave = [grave_photos(looks, max(to_grade, from_grade)) for looks in (new, old)]
-    table = [[n, of - n] for n, of in grave]
-    return float(fisher_exact(table, alternative="greater" if to_grade > from_grade else "less").pvalue)
+def _chance(old: Sequence[Look], new: Sequence[Look], grade: float, more: bool) -> float:
+    """How likely chance alone makes as many (or as few) of the new photos show something of at least ``grade``."""
+    table = [[n, of - n] for n, of in (grave_photos(looks, grade) for looks in (new, old))]
+    return float(fisher_exact(table, alternative="greater" if more else "less").pvalue)
 
 
 def _kind(look: Look) -> Kind:

@@ -143,7 +143,10 @@ def test_grades_come_from_the_table_then_the_name() -> None:
     assert [table.grade(x) for x in ("crack", "CRACK", "crack+spalling", "crack+rust")] == [2, 2, 4, 5]
     assert [table.grade(x) for x in ("sound", "deck_non_crack", "dent", "crack+sound", None)] == [0, 0, 3, 2, 3]
     assert [table.source(x) for x in ("crack", "sound", "dent", "crack+dent")] == ["table", "name", "others", "others"]
-    assert table.unused({"crack+dent"}) == ["crack+rust", "spalling"]
+    assert table.unused({"crack+dent"}, []) == ["crack+rust", "spalling"]
+    by_hand = CodeTable({"cluster 16": 5.0, "cluster 99": 1.0})
+    assert (by_hand.of_cluster(16), by_hand.of_cluster(1)) == (5, None)
+    assert by_hand.unused({"crack"}, [16]) == ["cluster 99"]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "infra" / "severities").glob("*.yaml")), ids=lambda path: path.name)

@@ -263,7 +263,7 @@ def test_page_lists_progressions_first_and_says_where(tmp_path: Path) -> None:
 
 def test_a_code_table_decides_the_order_and_its_idle_entries_are_named(tmp_path: Path) -> None:
     run = make_run(tmp_path, SMALL)
-    codes = {"crack": 0.0, "corrosion": 0.0, "spalling": 5.0, "spaling": 4.0}
+    codes = {"crack": 0.0, "corrosion": 0.0, "spalling": 5.0, "spaling": 4.0, "cluster 1": 2.0}
     settings = run.spec.settings.model_copy(
         update={"report": run.spec.settings.report.model_copy(update={"severities": codes})}
     )
@@ -272,8 +272,28 @@ def test_a_code_table_decides_the_order_and_its_idle_entries_are_named(tmp_path:
     document = read_report(graded)
     assert document["unused_grades"] == ["spaling"] and "spaling" in page_of(graded)
     grades = {grade["label"]: (grade["grade"], grade["source"]) for grade in document["grades"]}
-    assert grades == {"crack": (0, "table"), "corrosion": (0, "table"), "spalling": (5, "table"), "sound": (0, "name")}
+    assert grades == {
+        "crack": (0, "table"),
+        "corrosion": (0, "table"),
+        "spalling": (5, "table"),
+        "sound": (0, "name"),
+        "cluster 1": (2, "table"),
+    }
     of_spalling = {
         c["cluster_id"] for c in document["clusters"] if c["top_label"] == "spalling" or c["status"] == "born"
     }
-    assert document["assets"] and all(set(asset["clusters"]) <= of_spalling for asset in document["assets"])
+    assert document["assets"] and all(set(asset["clusters"]) <= of_spalling | {1} for asset in document["assets"])
+    assert any(1 in asset["clusters"] for asset in document["assets"])
+
+
+@pytest.mark.parametrize(("clusters", "label", "listed"), [(6, "spalling", True), (7, "sound", False)])
+def test_a_new_cluster_is_worth_a_visit_unless_it_is_plainly_sound(
+    clusters: int, label: str, listed: bool, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, replace(SMALL, images=200, clusters=clusters))
+    write_report(run)
+    document = read_report(run)
+    (new,) = (c for c in document["clusters"] if c["status"] == "born")
+    assert (new["cluster_id"], new["top_label"]) == (clusters, label)
+    reasons = [reason for asset in document["assets"] for reason in asset["reasons"]]
+    assert any(f"in cluster {clusters} " in reason and "new in this version" in reason for reason in reasons) == listed

@@ -97,6 +97,12 @@ def test_frames_of_one_place_count_once_over_time() -> None:
     assert [seen.grades for seen in asset_courses(follow(looks, SAME))[0].inspections] == [{"2": 1}, {"2": 1}]
 
 
+def test_the_tiles_of_a_photo_weigh_as_one_look_in_an_asset_s_course() -> None:
+    tiles = [look(f"t{i}", "d1", 1, tile=(256 * i, 0, 256, 256), photo="over.jpg") for i in range(98)]
+    (seen,) = asset_courses(follow([*tiles, look("close", "d1", 4)], SAME))[0].inspections
+    assert (seen.looks, seen.grades) == (99, pytest.approx({"0": 0.5, "5": 0.5}))
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> list[Look]:
     rows = draw(
