@@ -3,6 +3,7 @@
     python -m bench cluster                  # map and clusters at 12,000; DBSCAN at 1,000,000; the stage at two sizes
     python -m bench.cluster map              # one part: map, dbscan, stage
     python -m bench.cluster stage 1000000    # the stage at another size
+    python -m bench.cluster demo var/demo    # on the vectors of a demo that has run: ten deliveries, and confidence
 
 The stage is all that it computes (landmarks, map, clusters, confidence), without tables. Vectors are drawn
 around 60 directions of unequal weight, one in fifty anywhere. Each measurement runs in a process of its own, so that
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,15 +29,19 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 
 from damage_atlas.cluster import map_and_cluster
-from damage_atlas.cluster.confidence import measure_confidence
+from damage_atlas.cluster.confidence import Confidence, measure_confidence
 from damage_atlas.cluster.dbscan import dbscan
 from damage_atlas.cluster.density import find_clusters
 from damage_atlas.cluster.landmarks import choose_landmarks, estimate_memory
 from damage_atlas.cluster.layout import OldMap
+from damage_atlas.cluster.passports import match_clusters
 from damage_atlas.cluster.tsne import make_map
-from damage_atlas.neighbours import Floats, Ints, exact_neighbours, without_self
+from damage_atlas.demo.truth import read_truth
+from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
 from damage_atlas.parts import map_in_threads
+from damage_atlas.query import published_run
 from damage_atlas.spec import ClusterSpec
+from damage_atlas.store import Store
 
 _KINDS, _NOISE, _ANYWHERE = 60, 0.35, 0.02
 _MAP_POINTS = 12_000
@@ -99,6 +105,90 @@ def measure_stage(count: int) -> None:
         f"{full['fifth_disagreement']:.1%}",
         flush=True,
     )
+
+
+def follow_demo(out: Path) -> None:
+    """The demo's last version cut into ten deliveries of 5% new each, then how far confidence can be believed."""
+    vectors, ids, modes = demo_vectors(out)
+    deliver(vectors, ids, modes)
+    calibrate(vectors)
+    for seed in range(3):
+        uniform = _to_unit(np.random.default_rng(seed).standard_normal((1000, 16)))
+        labels, sure = _clusters_of(uniform, ClusterSpec())
+        print(f"uniform vectors, seed {seed}: {labels.max() + 1} clusters, confidence {sure.confidence_C.round(2)}")
+
+
+def demo_vectors(out: Path) -> tuple[Floats, list[str], list[str]]:
+    """Vectors of the demo's last version, in a random order, and the hidden mode of each; "" for tiles."""
+    store = Store(out / "store")
+    run = published_run(store, "demo")
+    ids, vectors = read_vectors(run)
+    truth = read_truth(out)
+    seen = run.read_table("catalog", "observations.parquet", ["image_id", "file", "tile_x", "status"]).to_pylist()
+    mode = {
+        row["image_id"]: truth[row["file"]]["mode"] if row["tile_x"] is None else ""
+        for row in seen
+        if row["status"] == "ok"
+    }
+    order = np.random.default_rng(0).permutation(len(ids))
+    return vectors[order], [ids[i] for i in order], [mode[ids[i]] for i in order]
+
+
+def deliver(vectors_ND: Floats, ids: list[str], modes: list[str], deliveries: int = 10) -> None:
+    """One version for each delivery, each with another seed, on the kept map; beside it a map fitted from nothing."""
+    count = int(len(ids) / 1.05**deliveries)
+    old: OldMap | None = None
+    clusters: dict[str, int | None] | None = None
+    next_id = 1
+    for delivery in range(deliveries + 1):
+        spec = ClusterSpec(seed=delivery, resamples=0)
+        vectors, rows = vectors_ND[:count], np.arange(count)
+        layout, on_map, found = map_and_cluster(vectors, rows, spec, old)
+        matching = match_clusters(dict(zip(ids, found.labels_N.tolist(), strict=False)), clusters, next_id)
+        now = {i: matching.ids.get(label) for i, label in zip(ids, found.labels_N.tolist(), strict=False)}
+        _, _, fresh = map_and_cluster(vectors, rows, spec, None)
+        line = f"delivery {delivery}, {count:,} images, map {layout.how}, old points moved {layout.moved_share:.2%}"
+        line += f", ARI with the modes {_ari(modes, found.labels_N):.3f}"
+        line += f", fitted from nothing {_ari(modes, fresh.labels_N):.3f}"
+        if clusters is not None:
+            stay = [i for i, cluster in clusters.items() if cluster is not None and now[i] is not None]
+            kept = np.mean([clusters[i] == now[i] for i in stay])
+            line += f", of those that stay clustered {kept:.2%} keep their id"
+            line += f", of all {np.mean([clusters[i] == now[i] for i in clusters]):.2%}"
+        print(line, flush=True)
+        count, clusters, next_id = min(int(np.ceil(1.05 * count)), len(ids)), now, matching.next_id
+        positions = np.full((count, 2), np.nan)
+        positions[: len(rows)] = found.positions_N2
+        eps = on_map.radius.eps if on_map.radius else None
+        old = OldMap(positions, changed=layout.changed, eps=eps)
+
+
+def calibrate(vectors_ND: Floats) -> None:
+    """How often clusters come back in resamples that their confidence does not know of."""
+    labels, sure = _clusters_of(vectors_ND, ClusterSpec())
+    near = without_self(exact_neighbours(vectors_ND, 11), 10).ids_NK
+    others = ClusterSpec(seed=1000)
+    check = measure_confidence(vectors_ND, near, labels, [None] * len(labels), others, map_in_threads)
+    for low, high in ((0.0, 0.5), (0.5, 0.9), (0.9, 1.01)):
+        chosen = (sure.confidence_C >= low) & (sure.confidence_C < high)
+        if chosen.any():
+            print(
+                f"confidence from {low:g} to {min(high, 1):g}: {chosen.sum()} clusters, which come back in "
+                f"{check.reappears_C[chosen].mean():.0%} of {others.resamples} other resamples",
+                flush=True,
+            )
+
+
+def _clusters_of(vectors_ND: Floats, spec: ClusterSpec) -> tuple[Ints, Confidence]:
+    _, _, found = map_and_cluster(vectors_ND, np.arange(len(vectors_ND)), spec, None)
+    groups = [None] * len(vectors_ND)
+    near = found.near.ids_NK[:, :10]
+    return found.labels_N, measure_confidence(vectors_ND, near, found.labels_N, groups, spec, map_in_threads)
+
+
+def _ari(modes: list[str], labels_N: Ints) -> float:
+    rows = [row for row in range(len(labels_N)) if modes[row]]
+    return float(adjusted_rand_score([modes[row] for row in rows], labels_N[rows]))
 
 
 def _map_ours() -> dict[str, Any]:
@@ -238,6 +328,8 @@ if __name__ == "__main__":
             compare_maps()
         case ["dbscan"]:
             compare_dbscan()
+        case ["demo", folder]:
+            follow_demo(Path(folder))
         case ["stage", *sizes] if sizes:
             for size in sizes:
                 measure_stage(int(size))

@@ -147,9 +147,17 @@ def map_and_cluster(
         else exact_neighbours(vectors, 0)
     )
     layout = lay_out(vectors, near, spec, old and replace(old, positions_N2=old.positions_N2[mapped_M]))
-    found = find_clusters(layout.positions_N2, vectors, spec)
-    kept = old.positions_N2 if old is not None and layout.how == "placed" else None
-    whole = spread(vectors_ND, mapped_M, near, layout.positions_N2, found.labels_N, found.roles, kept)
+    kept = old if layout.how == "placed" else None
+    found = find_clusters(layout.positions_N2, vectors, spec, eps_before=kept.eps if kept else None)
+    whole = spread(
+        vectors_ND,
+        mapped_M,
+        near,
+        layout.positions_N2,
+        found.labels_N,
+        found.roles,
+        kept.positions_N2 if kept else None,
+    )
     return layout, found, whole
 
 
@@ -205,8 +213,11 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     else:
         refit = ""
     # A map that was sealed before points could be placed was fitted.
-    changed = previous.artifact("cluster").facts.get("map_changed_since_fit", 0)
-    return OldMap(positions, gone, changed, refit, np.array([image_id in landmarks for image_id in ids], bool))
+    facts = previous.artifact("cluster").facts
+    changed = facts.get("map_changed_since_fit", 0)
+    landmark = np.array([image_id in landmarks for image_id in ids], dtype=bool)
+    same_method = (spec.method, spec.min_neighbours) == (old_spec.method, old_spec.min_neighbours)
+    return OldMap(positions, gone, changed, refit, facts["eps"] if same_method else None, landmark)
 
 
 def _old_clusters(points: pa.Table | None) -> dict[str, int | None] | None:

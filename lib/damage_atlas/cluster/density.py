@@ -39,25 +39,30 @@ class FoundClusters:
 
 
 def find_clusters(
-    positions_N2: Floats, vectors_ND: Floats, spec: ClusterSpec, eps_factor: float = 1.0
+    positions_N2: Floats,
+    vectors_ND: Floats,
+    spec: ClusterSpec,
+    eps_factor: float = 1.0,
+    eps_before: float | None = None,
 ) -> FoundClusters:
     """The clusters of the map by the method of the settings.
 
     Args:
         eps_factor: of DBSCAN's radius, to see what hangs on it.
+        eps_before: the radius of an earlier version on the same map, which ``auto`` keeps while it can.
     """
     if spec.method == "kmeans":
         return _kmeans(positions_N2, spec)
     if spec.method == "hdbscan":
         return _hdbscan(positions_N2, spec.min_neighbours)
     if spec.method == "paper":
-        radius, least, apart = Radius(PAPER_EPS, PAPER_EPS, 0.0), PAPER_MIN_NEIGHBOURS, None
+        radius, least, apart = Radius(PAPER_EPS), PAPER_MIN_NEIGHBOURS, None
     else:
         least, apart = spec.min_neighbours, spec.split_apart
         if spec.eps == "auto":
-            radius = choose_eps(positions_N2, least)
+            radius = choose_eps(positions_N2, least, eps_before)
         else:
-            radius = Radius(float(spec.eps), float(spec.eps), 0.0)
+            radius = Radius(float(spec.eps))
     radius = replace(radius, eps=radius.eps * eps_factor)
     found = dbscan_clusters(positions_N2, radius.eps, least)
     if apart is not None:

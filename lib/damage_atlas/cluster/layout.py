@@ -35,6 +35,7 @@ class OldMap:
         gone: points of it that this run no longer has.
         changed: points placed on it or taken from it since it was fitted.
         refit: why it cannot or must not be kept; empty if it can.
+        eps: the radius of its clusters; None for clusters without one.
         landmark_N: which points were on it themselves; None: all that have a place.
     """
 
@@ -42,6 +43,7 @@ class OldMap:
     gone: int = 0
     changed: int = 0
     refit: str = ""
+    eps: float | None = None
     landmark_N: NDArray[np.bool_] | None = None
 
 

@@ -26,34 +26,41 @@ _NOISE_SHARE = 0.25  # with more noise, the radius is that of the densest spots
 
 @dataclass(frozen=True)
 class Radius:
-    """A radius for DBSCAN; ``stability`` is the lower ARI with the clusters of 0.8 and of 1.25 times it."""
+    """A radius for DBSCAN; ``stability`` is the lower ARI with the clusters of 0.8 and of 1.25 times it.
+
+    Of a radius that was set, neither is known.
+    """
 
     eps: float
-    knee: float
-    stability: float
+    knee: float | None = None
+    stability: float | None = None
 
 
-def choose_eps(positions_N2: Floats, min_neighbours: int) -> Radius:
+def choose_eps(positions_N2: Floats, min_neighbours: int, before: float | None = None) -> Radius:
     """The radius nearest to the knee at which clusters hardly depend on it; the knee itself where there is none.
+
+    Args:
+        before: the radius of an earlier version on the same map. While it is stable it stays: another one, however
+            little better, would split and merge clusters that have not changed.
 
     A radius counts if it makes two clusters or more, none of which is nearly the whole map, and leaves at most a
     quarter noise. Of those that count but are not stable, none is preferred to the knee.
     """
     knee = find_knee(positions_N2, min_neighbours)
+    if before is not None:
+        held = _stability([dbscan(positions_N2, before * factor, min_neighbours)[0] for factor in (0.8, 1, 1.25)])
+        if held >= _STABLE:
+            return Radius(before, knee, held)
     steps = range(-_FARTHEST - _STEPS_OF_A_QUARTER, _FARTHEST + _STEPS_OF_A_QUARTER + 1)
     found = {step: dbscan(positions_N2, knee * _STEP**step, min_neighbours)[0] for step in steps}
     stability = {
-        step: min(
-            adjusted_rand_score(found[step], found[step + other])
-            for other in (-_STEPS_OF_A_QUARTER, _STEPS_OF_A_QUARTER)
-        )
+        step: _stability([found[step + other] for other in (-_STEPS_OF_A_QUARTER, 0, _STEPS_OF_A_QUARTER)])
         for step in range(-_FARTHEST, _FARTHEST + 1)
-        if _says_something(found[step])
     }
     stable = [step for step, value in stability.items() if value >= _STABLE]
     # As near to the knee as can be; of two equally near the wider, which leaves less noise.
     step = min(stable, key=lambda step: (abs(step), -step), default=0)
-    return Radius(knee * _STEP**step, knee, float(stability.get(step, 0.0)))
+    return Radius(knee * _STEP**step, knee, stability[step])
 
 
 def find_knee(positions_N2: Floats, min_neighbours: int) -> float:
@@ -69,6 +76,14 @@ def find_knee(positions_N2: Floats, min_neighbours: int) -> float:
     curve = np.quantile(distances, np.linspace(0.5, 0.995, 200))
     chord = np.linspace(curve[0], curve[-1], len(curve))
     return max(float(curve[(chord - curve).argmax()]), _SMALLEST_EPS)
+
+
+def _stability(labels_of_smaller_own_larger: list[Ints]) -> float:
+    """The lower adjusted Rand index with the clusters of a smaller and of a larger radius; 0 for what says nothing."""
+    smaller, own, larger = labels_of_smaller_own_larger
+    if not _says_something(own):
+        return 0.0
+    return float(min(adjusted_rand_score(own, smaller), adjusted_rand_score(own, larger)))
 
 
 def _says_something(labels_N: Ints) -> bool:

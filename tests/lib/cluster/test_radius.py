@@ -26,7 +26,7 @@ def test_a_chosen_radius_is_stable_and_finds_the_groups(seed: int) -> None:
     radius = choose_eps(points, 10)
     labels = [dbscan(points, radius.eps * factor, 10)[0] for factor in (0.8, 1.0, 1.25)]
     scores = [adjusted_rand_score(labels[1], other) for other in (labels[0], labels[2])]
-    assert np.isclose(radius.stability, min(scores)) and radius.stability >= 0.75
+    assert radius.stability == pytest.approx(min(scores)) and radius.stability >= 0.75
     assert adjusted_rand_score(group[:-20], labels[1][:-20]) > 0.9
 
 
@@ -45,6 +45,15 @@ def test_an_unstable_knee_is_left_for_a_stable_radius_beside_it() -> None:
     joined = np.concatenate(points).astype(np.float32)
     radius = choose_eps(joined, 10)
     assert radius.stability >= 0.75
+
+
+def test_the_radius_of_an_earlier_version_stays_while_it_is_stable() -> None:
+    points, _ = islands(0)
+    free = choose_eps(points, 10)
+    for before in (free.eps * 1.1, free.eps * 0.95):
+        again = choose_eps(points, 10, before)
+        assert again.eps == before and again.stability >= 0.75 and again.knee == free.knee
+    assert choose_eps(points, 10, free.eps / 4) == free, "one that is no longer stable goes"
 
 
 @pytest.mark.parametrize("case", ["uniform", "one round group"])
