@@ -89,7 +89,7 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     cluster = ray.cluster_resources()
     gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
     on_gpu = gpus >= 1
-    actors = min(spec.actors, len(parts), gpus or len(parts))
+    most = min(spec.actors, len(parts), gpus or len(parts))
     items = [{"part": json.dumps({**asdict(part), "wanted": part.wanted.model_dump()})} for part in parts]
     results = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -101,8 +101,8 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
             # One part at a time: what is queued at one actor while another idles would be waited for.
             compute=ActorPoolStrategy(
                 # What the cluster has room for now is waited for; the others may come when it grows.
-                min_size=max(min(actors, cpus // spec.threads_per_actor), 1),
-                max_size=actors,
+                min_size=max(min(most, cpus // spec.threads_per_actor), 1),
+                max_size=most,
                 max_tasks_in_flight_per_actor=1,
             ),
             num_cpus=spec.threads_per_actor,
