@@ -113,7 +113,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     try:
         family.start("statsd", [sys.executable, str(script), f"127.0.0.1:{statsd}", f"127.0.0.1:{page}"], os.environ)
         with (
-            LocalRay(folder / "ray", nodes=2, cpus_per_node=1, env=LOGS | {"PYTHONPATH": python_path}) as ray,
+            LocalRay(folder / "ray", nodes=1, cpus_per_node=2, env=LOGS | {"PYTHONPATH": python_path}) as ray,
             LocalAirflow(folder / "airflow", folder / "dags", env=env) as airflow,
             Exporter(folder / "exporter", runs[-1].store) as exporter,
         ):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
 import sys
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.architecture.repository import ROOT
+from damage_atlas.cli import main
 from tests.security.conftest import Line
 from tests.support.s3_server import S3Server
 
@@ -35,18 +33,25 @@ def test_no_log_holds_a_secret(line: Line) -> None:
     "arguments",
     [
         ["history", "--store", "s3://no-such-bucket/atlas", "--archive", "small"],
-        ["history", "--store", "s3://watched/atlas", "--archive", "nobody"],
-        ["show", "s3://watched/atlas/archives/small/runs/none"],
+        ["history", "--store", "s3://{bucket}/atlas", "--archive", "nobody"],
+        ["show", "s3://{bucket}/atlas/archives/small/runs/none"],
     ],
 )
 @pytest.mark.parametrize("key", ["right", "wrong"])
-def test_no_error_holds_a_secret(line: Line, s3_server: S3Server, arguments: list[str], key: str) -> None:
+def test_no_error_holds_a_secret(
+    s3_server: S3Server,
+    s3_bucket: str,
+    arguments: list[str],
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     secret = s3_server.secret_key if key == "right" else "0123456789-this-key-is-wrong"
-    env = os.environ | s3_server.env() | {"AWS_SECRET_ACCESS_KEY": secret, "PYTHONPATH": f"{ROOT}:{ROOT / 'lib'}"}
-    result = subprocess.run(
-        [sys.executable, "-c", "from damage_atlas.cli import main; main()", *arguments],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    said = result.stdout + result.stderr
-    assert result.returncode != 0 or "no published version" in said
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setattr(sys, "argv", ["damage-atlas", *(each.format(bucket=s3_bucket) for each in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = "".join(capsys.readouterr()) + caplog.text
+    assert ended.value.code != 0 or "no published version" in said
     assert secret not in said and said.strip()
