@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -49,10 +50,12 @@ def main(folder: Path, root: str) -> None:
     unpickled.clear()
 
     from damage_atlas import monitor, query
+    from damage_atlas.doctor.store import check_store
     from damage_atlas.forget import forget
     from damage_atlas.pipeline import run_pipeline
     from damage_atlas.publish import rollback, verify_run
     from damage_atlas.store import Run, Store, objects, start_run
+    from damage_atlas.store.retention import prune
     from tests.support.published import steps
 
     opened = objects._S3Backend.__init__
@@ -67,6 +70,10 @@ def main(folder: Path, root: str) -> None:
         uri = start_run(Store(root), **step).uri
         be("workers")
         list(run_pipeline(Run.load(uri)))
+    be("airflow")
+    start_run(Store(root), **step | {"run_id": "20200101T000000Z"})
+    now = datetime.now(UTC)
+    print(prune(Store(root), "small", 30, now=now), prune(Store(root), "small", 30, now=now + timedelta(days=2)))
     be("readers")
     store = Store(root)
     print(monitor.metrics_text(store))
@@ -76,6 +83,7 @@ def main(folder: Path, root: str) -> None:
     print(query.failed(query.published_run(store, "small")), verify_run(query.published_run(store, "small")))
     be("maintainers")
     store = Store(root)
+    print(list(check_store(root, {})))
     rollback(query.published_run(store, "small", 1))
     print(forget(store, "small", "d1/asset-0/across-000.png", "a face"))
     print("HEARD " + json.dumps({"unpickled": unpickled, "requests": sorted(requests)}))

@@ -85,6 +85,7 @@ def test_no_permission_is_idle(line: Line, role: str) -> None:
         ("readers", ("s3:PutObject", f"{BUCKET}/archives/a/versions/00000001.json", True)),
         ("readers", ("s3:DeleteObject", f"{BUCKET}/archives/a/versions/00000001.json", False)),
         ("airflow", ("s3:PutObject", f"{BUCKET}/archives/a/versions/00000001.json", True)),
+        ("airflow", ("s3:DeleteObject", f"{BUCKET}/archives/a/versions/00000001.json", False)),
         ("workers", ("s3:PutObject", f"{BUCKET}/archives/a/versions/00000001.json", False)),
         ("workers", ("s3:DeleteObject", f"{BUCKET}/archives/a/versions/00000001.json", False)),
         ("workers", ("s3:DeleteObject", f"{BUCKET}/models/m/v/model.safetensors", False)),
