@@ -39,19 +39,22 @@ demo: setup ## the main job on a made-up archive: Airflow runs Ray jobs to a pub
 airflow: setup ## the Airflow UI with the demo's DAGs, left running until Ctrl-C
 	@$(BIN)/python -m infra.local.ui
 
-check: setup ## format, lint, types, import rules, compose file
+check: setup ## format, lint, types, import rules, compose file, Dockerfiles, bill of materials
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/hadolint --config infra/images/hadolint.yaml infra/images/*.Dockerfile
+	@mkdir -p var
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate -o var/sbom.json
 
 test-lib: setup ## the library's tests alone: no Ray, Airflow or server
 	$(BIN)/python -m pytest tests/lib tests/architecture
 
 # Three runs: what the bridge's tests start must be gone before the next ones start theirs.
 test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real browser
-	$(BIN)/python -m pytest tests/lib tests/store tests/architecture tests/browser tests/demo
+	$(BIN)/python -m pytest tests/lib tests/store tests/architecture tests/browser tests/demo tests/monitoring tests/security
 	$(BIN)/python -m pytest tests/airflow_ray_jobs
 	$(BIN)/python -m pytest tests/ray tests/airflow
 

@@ -15,6 +15,7 @@ from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
 from damage_atlas.store import Run
 from workers.logs import log_to_stdout
+from workers.progress import export_progress
 
 
 def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
@@ -26,6 +27,8 @@ def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
     log_to_stdout()
     try:
         run = Run.load(arguments.run_uri, arguments.attempt)
+        log_to_stdout(about(run, stage))
+        export_progress(run.spec.archive)
         artifact = run.stage(stage).sealed
         if artifact is None:
             artifact = work(run)
@@ -36,6 +39,11 @@ def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
         sys.exit(error.exit_code)
     result = {"stage": stage, "run_uri": run.uri, "seconds": artifact.seconds, "counts": artifact.counts}
     _say("RAY_JOB_RESULT", result | {k: artifact.facts[k] for k in ("version", "report") if k in artifact.facts})
+
+
+def about(run: Run, stage: str) -> dict[str, str]:
+    """What the log of a job is about."""
+    return {"archive": run.spec.archive, "run_id": run.spec.run_id, "stage": stage, "attempt": str(run.attempt)}
 
 
 def _say(word: str, document: dict[str, object]) -> None:

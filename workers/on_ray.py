@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from damage_atlas.errors import AtlasError
-from workers.logs import log_to_stdout
+from workers.logs import log_context, log_to_stdout
 
 logger = logging.getLogger("workers.on_ray")
 
@@ -46,7 +46,7 @@ def map_on_ray(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator
 
     def fill() -> None:
         while len(pending) < window and (part := next(upcoming, None)) is not None:
-            pending.append(_apply.remote(shared, part))
+            pending.append(_apply.remote(shared, part, log_context()))
 
     fill()
     while pending:
@@ -61,18 +61,18 @@ def map_on_ray(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator
 def call_on_ray(function: Callable[..., Any], *arguments: Any, num_cpus: int = 1) -> Any:
     """Call ``function`` once, as a Ray task with ``num_cpus`` reserved."""
     connect()
-    return _get(_call.options(num_cpus=num_cpus).remote(function, arguments))
+    return _get(_call.options(num_cpus=num_cpus).remote(function, arguments, log_context()))
 
 
 @ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
-def _apply(function: Callable[[Any], Any], part: Any) -> tuple[str, Any]:
-    log_to_stdout()
+def _apply(function: Callable[[Any], Any], part: Any, context: dict[str, str]) -> tuple[str, Any]:
+    log_to_stdout(context)
     return ray.get_runtime_context().get_node_id(), function(part)
 
 
 @ray.remote(max_retries=3)
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    log_to_stdout()
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], context: dict[str, str]) -> Any:
+    log_to_stdout(context)
     return function(*arguments)
 
 

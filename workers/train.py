@@ -15,9 +15,10 @@ from damage_atlas.store import Run
 from damage_atlas.train import labelled_images, sealed_training, train_rank
 from damage_atlas.train.loop import Distributed
 from damage_atlas.train.start import new_network
-from workers.job import run_job
+from workers.job import about, run_job
 from workers.logs import log_to_stdout
 from workers.on_ray import connect, largest_node_cpus
+from workers.progress import export_progress
 
 logger = logging.getLogger("workers.train")
 
@@ -33,12 +34,14 @@ class RankExchange(Distributed):
 
 def run_rank(config: dict[str, Any]) -> None:
     """What every rank runs."""
-    log_to_stdout()
+    run = Run.load(config["run_uri"], config["attempt"])
+    log_to_stdout(about(run, "train"))
+    export_progress(run.spec.archive)
     exchange = RankExchange()
     logger.info(
         "train: rank %d of %d on node %s", exchange.rank, exchange.workers, ray.get_runtime_context().get_node_id()[:8]
     )
-    train_rank(Run.load(config["run_uri"], config["attempt"]), exchange, get_device())
+    train_rank(run, exchange, get_device())
 
 
 def work(run: Run) -> Artifact:

@@ -18,6 +18,7 @@ ensure AIRFLOW_ADMIN_PASSWORD "$(hex 12)"
 ensure AIRFLOW_FERNET_KEY "$(fernet_key)"
 ensure AIRFLOW_API_SECRET_KEY "$(hex 32)"
 ensure AIRFLOW_JWT_SECRET "$(hex 64)"
+ensure GRAFANA_ADMIN_PASSWORD "$(hex 12)"
 ensure RAY_AUTH_TOKEN "$(hex 32)"
 # Not called AWS_*: variables of the shell win over .env, and keys of a real account must not slip in.
 ensure S3_ACCESS_KEY "$(hex 10)"

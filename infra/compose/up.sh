@@ -1,7 +1,7 @@
 #!/bin/sh
 # Build the images, start docker-compose.yml and wait until every service is healthy. Safe to repeat.
 # Settings in .env or the environment: AIRFLOW_PORT, IMAGES_FOLDER, RAY_HEAD_CPUS, RAY_WORKER_CPUS, COMPOSE_FILE
-# (further compose files, separated by colons).
+# (further compose files, separated by colons), COMPOSE_PROFILES=metrics with AIRFLOW_METRICS=True, GRAFANA_PORT.
 set -eu
 limit_s=600
 cd "$(dirname "$0")/../.."
@@ -16,6 +16,15 @@ else
 fi
 
 infra/compose/make-env.sh
+in_env() { sed -n "s/^$1=//p" .env; }
+case ",${COMPOSE_PROFILES:-$(in_env COMPOSE_PROFILES)}," in
+*,metrics,*) metrics=yes ;;
+*) metrics=no ;;
+esac
+if [ "$metrics" = yes ] && [ "${AIRFLOW_METRICS:-$(in_env AIRFLOW_METRICS)}" != True ]; then
+    echo "The profile metrics needs AIRFLOW_METRICS=True in .env, or Airflow sends no figures." >&2
+    exit 2
+fi
 # Docker would make missing folders itself, owned by root.
 mkdir -p dags infra/archives infra/airflow/plugins var/images
 # The containers run as a user of their own: a checkout made under a strict umask would be closed to them.
@@ -37,5 +46,9 @@ while :; do
     sleep 5
     waited_s=$((waited_s + 5))
 done
-port=$(sed -n 's/^AIRFLOW_PORT=//p' .env)
+port=$(in_env AIRFLOW_PORT)
 echo "Airflow: http://localhost:${AIRFLOW_PORT:-${port:-8080}}  user admin, password: AIRFLOW_ADMIN_PASSWORD in .env"
+if [ "$metrics" = yes ]; then
+    port=$(in_env GRAFANA_PORT)
+    echo "Grafana: http://localhost:${GRAFANA_PORT:-${port:-3000}}  user admin, password: GRAFANA_ADMIN_PASSWORD in .env"
+fi

@@ -29,6 +29,7 @@ COPY workers workers
 RUN pip install --no-deps . ./lib/airflow_ray_jobs && rm -rf build
 COPY infra/images/ready.py /opt/damage-atlas/ready.py
 
-USER atlas
+# By number, so that Kubernetes can see that it is not root.
+USER 10001
 WORKDIR /opt/damage-atlas
 CMD ["airflow", "version"]

@@ -78,6 +78,12 @@ class LocalRay(LocalService):
         return self._token
 
     @property
+    def session_logs(self) -> Path:
+        """Folder of Ray's own logs, and those of jobs and workers, while it runs."""
+        assert self._temp_dir is not None, "it is not running"
+        return self._temp_dir / "session_latest" / "logs"
+
+    @property
     def client_env(self) -> dict[str, str]:
         """Variables for a process that talks to this cluster with Ray's own client."""
         return {
@@ -151,7 +157,7 @@ class LocalRay(LocalService):
                 kept = self.family.log_dir / "session"
                 shutil.rmtree(kept, ignore_errors=True)
                 with contextlib.suppress(OSError, shutil.Error):
-                    shutil.copytree(self._temp_dir / "session_latest" / "logs", kept, dirs_exist_ok=True)
+                    shutil.copytree(self.session_logs, kept, dirs_exist_ok=True)
                 shutil.rmtree(self._temp_dir, ignore_errors=True)
                 self._temp_dir = None
 

@@ -49,6 +49,7 @@ GroupsOption = Annotated[
 ]
 RunIdOption = Annotated[str | None, typer.Option("--run-id", help="Name the run, or go on with the one of that name.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Address of a run, as `run` and `recluster` print it.")]
+_HIGHEST_PORT = 65535
 _TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 KFlag = Annotated[int, typer.Option("-k", help="How many.")]
 
@@ -557,6 +558,32 @@ def doctor(
             console.print(f"{sign} {finding.says}{mend}", highlight=False, soft_wrap=True, markup=False)
     if sick:
         raise typer.Exit(1)
+
+
+@app.command()
+def metrics(
+    store: StoreOption,
+    archives: Annotated[
+        Path | None,
+        typer.Option(
+            "--archives", envvar="DAMAGE_ATLAS_ARCHIVES", help="Folder of archive files, for the ages they allow."
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="HOST:PORT to serve them on; by default they are printed once.")
+    ] = None,
+    every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks at the store.")] = 15,
+) -> None:
+    """Figures of all archives for Prometheus: images, quarantine, clusters, seconds a stage, age of the version."""
+    from damage_atlas.monitor import metrics_text, serve_metrics
+
+    if listen is None:
+        print(metrics_text(Store(store), archives), end="")
+        return
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > _HIGHEST_PORT:
+        raise InputError(f"--listen {listen}: give HOST:PORT, for example 127.0.0.1:9108.")
+    serve_metrics(Store(store), host.strip("[]"), int(port), every_s, archives)
 
 
 def _read_text(file: Path) -> str:

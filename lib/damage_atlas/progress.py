@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 logger = logging.getLogger("damage_atlas")
+
+# Told of a progress whenever a line of it is logged: a worker makes metrics of it.
+observers: list[Callable[[Progress], None]] = []
 
 _INTERVAL_S = 10.0
 _REDRAW_S = 0.1
@@ -54,7 +58,7 @@ class Progress:
             self._redraw()
             self._bar.stop()
         elif kind is None and (self.total or self.done):
-            logger.info("%s", self)
+            self._log()
 
     def add(self, done: int, bad: int = 0, note: str = "") -> None:
         """Count ``done`` more items, ``bad`` of them bad."""
@@ -66,7 +70,17 @@ class Progress:
                 self._redraw(note)
         elif time.monotonic() - self._logged >= self.interval_s and self.done != self.total:
             self._logged = time.monotonic()
-            logger.info("%s%s", self, f", {note}" if note else "")
+            self._log(f", {note}" if note else "")
+
+    @property
+    def rate(self) -> float:
+        """Items a second since the start."""
+        return self.done / max(time.monotonic() - self._started, 1e-9)
+
+    def _log(self, note: str = "") -> None:
+        logger.info("%s%s", self, note)
+        for observer in observers:
+            observer(self)
 
     def _redraw(self, note: str = "") -> None:
         assert self._bar is not None
@@ -74,11 +88,10 @@ class Progress:
         self._bar.update(self._task, completed=self.done, note=f"{text} {note}".strip())
 
     def __str__(self) -> str:
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / elapsed
+        rate = self.rate
         if self.total is None:
             return f"{self.what}: {self.done:,} {self.unit}, {rate:,.1f}/s"
         left = (self.total - self.done) / rate if rate else float("inf")
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad, {rate:,.1f}/s, " + (
-            f"{left:,.0f} s left" if self.done < self.total else f"took {elapsed:,.1f} s"
+            f"{left:,.0f} s left" if self.done < self.total else f"took {time.monotonic() - self._started:,.1f} s"
         )

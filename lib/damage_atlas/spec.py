@@ -268,6 +268,7 @@ class ArchiveSpec(Document):
     owner: str = "inspection"
     schedule: str | None = None  # cron
     timezone: str = "UTC"
+    max_age_days: float | None = Field(None, gt=0)  # a current version older than this raises an alert
     tags: list[str] = Field(default_factory=list)
     deadline_hours: float = Field(24, gt=0)  # a run that takes longer is told to whoever is told of failures
     training_images: str | None = None  # labelled images that `train_model` learns from

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -194,6 +196,29 @@ def test_a_killed_triggerer_does_not_touch_the_job(airflow: LocalAirflow, client
     assert info.status == "SUCCEEDED"
     assert client.job(submission_id[:-1] + "2") is None
     assert "done" in airflow.task_log("survives", run_id, "job")
+
+
+def test_no_secret_is_left_behind(airflow: LocalAirflow, local_ray: LocalRay) -> None:
+    """Ray's token opened the cluster, Airflow's keys and password the API; database, XComs, logs and jobs hold none."""
+    for dag_id, end in (("passes", "success"), ("rejects", "failed")):
+        run_id = airflow.trigger(dag_id)
+        assert airflow.wait_for_run(dag_id, run_id, 150) == end
+    home = airflow.family.root
+    secrets = {"Ray's token": local_ray.token, **json.loads((home / "secrets.json").read_text())}
+    assert len(secrets) == 5
+    request = urllib.request.Request(
+        f"{local_ray.url}/api/jobs/", headers={"Authorization": f"Bearer {local_ray.token}"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        places = {"Ray's jobs": answer.read()}
+    assert b"passes" in places["Ray's jobs"]
+    own = {home / "secrets.json", home / "passwords.json", local_ray.family.root / "token"}
+    for folder in (home, local_ray.family.root, local_ray.session_logs):
+        files = [path for path in folder.rglob("*") if path.is_file() and path not in own]
+        places |= {str(path): path.read_bytes() for path in files}
+    assert any(place.endswith("airflow.db") for place in places) and len(places) > 20
+    found = [f"{place}: {name}" for place, data in places.items() for name, s in secrets.items() if s.encode() in data]
+    assert found == []
 
 
 def test_overhead_of_short_jobs(airflow: LocalAirflow, client: RayJobsClient) -> None:
