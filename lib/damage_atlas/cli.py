@@ -274,11 +274,17 @@ def check(file: Annotated[Path, typer.Argument(help="An archive file, a settings
 
 
 @app.command()
-def history(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = False) -> None:
-    """The archive's versions, oldest first."""
+def history(
+    store: StoreOption,
+    archive: ArchiveOption,
+    cluster: Annotated[int | None, typer.Option("--cluster", help="What became of this cluster.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The archive's versions, or what became of one cluster, oldest first."""
+    from damage_atlas.query import cluster_history
     from damage_atlas.query import history as versions
 
-    rows = versions(Store(store), archive)
+    rows = versions(Store(store), archive) if cluster is None else cluster_history(Store(store), archive, cluster)
     if as_json:
         _json(rows)
     elif not rows:

@@ -142,6 +142,40 @@ LINEAGE: Final = pa.schema(
         pa.field("event", pa.string(), nullable=False),
         pa.field("shared_images", pa.int64(), nullable=False),
         pa.field("share", pa.float32(), nullable=False),  # of the images of from_cluster_id that still exist
+        # beyond the contract
+        pa.field("evidence", pa.string(), nullable=False),  # images, exemplars, none
+    ]
+)
+
+# The lineage of all versions one after the other: whoever filters it by an id reads the history of a cluster.
+CLUSTER_LEDGER: Final = pa.schema(
+    [
+        pa.field("version", pa.int64(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("delivery", pa.string()),
+        *LINEAGE,
+        pa.field("size", pa.int64()),  # observations of to_cluster_id; null where there is none
+    ]
+)
+
+FLOWS: Final = pa.schema(
+    [
+        pa.field("from_kind", pa.string(), nullable=False),  # cluster, noise, absent
+        pa.field("from_cluster_id", pa.int64()),
+        pa.field("to_kind", pa.string(), nullable=False),
+        pa.field("to_cluster_id", pa.int64()),
+        pa.field("images", pa.int64(), nullable=False),
+        pa.field("share_from", pa.float64()),  # of the images there before; null from absent
+        pa.field("share_to", pa.float64()),  # of the images there now; null to absent
+    ]
+)
+
+EXEMPLARS: Final = pa.schema(
+    [
+        pa.field("cluster_id", pa.int64(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),  # NAME@VERSION that made the vector
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
     ]
 )
 
@@ -195,6 +229,9 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "cluster/points.parquet": POINTS,
     "cluster/clusters.parquet": CLUSTERS,
     "cluster/lineage.parquet": LINEAGE,
+    "cluster/ledger.parquet": CLUSTER_LEDGER,
+    "cluster/flows.parquet": FLOWS,
+    "cluster/exemplars.parquet": EXEMPLARS,
     "explain/explanations.parquet": EXPLANATIONS,
     "report/assets.parquet": ASSETS,
     "train/history.parquet": HISTORY,

@@ -3,6 +3,8 @@
 tsne.py        the map (openTSNE on FAISS neighbours), laid out from the previous version's
 density.py     DBSCAN on the map, eps chosen without labels, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
+exemplars.py   a few images of each cluster that find it again where no image is shared
+identity.py    passports of this run, given those of the previous version
 tables.py      points, clusters and lineage as tables
 """
 
@@ -13,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
-from damage_atlas.cluster.passports import match_clusters
-from damage_atlas.cluster.tables import ImageFacts, cluster_table, lineage_table, point_table
+from damage_atlas.cluster.identity import identify_clusters, write_identity
+from damage_atlas.cluster.tables import ImageFacts, cluster_table, point_table
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
 from damage_atlas.neighbours import exact_neighbours, read_vectors, without_self
 from damage_atlas.parts import MapParts, map_in_threads
-from damage_atlas.store import Run, read_version
+from damage_atlas.store import Run
 from damage_atlas.store.versions import read_reference, run_model
 
 __all__ = ["cluster_map"]
@@ -49,11 +51,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     if spec.split_apart is not None:
         found = split_clusters(found, positions, vectors, eps, spec.min_neighbours, spec.split_apart)
 
-    matching = match_clusters(
-        dict(zip(ids, found.labels_N.tolist(), strict=True)),
-        _old_clusters(old_points),
-        next_id=1 if run.spec.previous_version is None else _next_id(run),
-    )
+    matching = identify_clusters(run, previous, ids, vectors, found.labels_N)
     reference = read_reference(run.store, run_model(run))
     reference = reference.filter(pc.equal(reference["split"], "train"))
     reference_vectors = np.stack(reference["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
@@ -74,7 +72,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     clusters = cluster_table(points, facts, matching, _old_first_versions(previous), version)
     stage.write_table("points.parquet", points)
     stage.write_table("clusters.parquet", clusters)
-    stage.write_table("lineage.parquet", lineage_table(matching))
+    write_identity(stage, previous, matching, ids, vectors, found.labels_N, clusters)
     noise = int((found.labels_N < 0).sum())
     given = points.filter(pc.equal(points["label_source"], "given"))  # a predicted label agrees with its own vector
     return stage.seal(
@@ -100,22 +98,12 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
 
 
-def _next_id(run: Run) -> int:
-    return read_version(run.store, run.spec.archive, run.spec.previous_version).next_cluster_id
-
-
 def _old_positions(points: pa.Table | None, ids: list[str]) -> np.ndarray | None:
     if points is None:
         return None
     rows = zip(points["image_id"].to_pylist(), points["x"].to_pylist(), points["y"].to_pylist(), strict=True)
     known = {image_id: (x, y) for image_id, x, y in rows}
     return np.array([known.get(image_id, (np.nan, np.nan)) for image_id in ids], dtype=np.float64).reshape(-1, 2)
-
-
-def _old_clusters(points: pa.Table | None) -> dict[str, int | None] | None:
-    if points is None:
-        return None
-    return dict(zip(points["image_id"].to_pylist(), points["cluster_id"].to_pylist(), strict=True))
 
 
 def _old_first_versions(previous: Run | None) -> dict[int, int]:

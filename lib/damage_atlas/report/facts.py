@@ -60,6 +60,7 @@ class Cluster:
     medoid_file: str | None
     faithfulness: float | None  # mean over the row's heat maps
     row: list[Shown]
+    history: list[str]  # a sentence for each event of the ledger
 
 
 @dataclass(frozen=True)

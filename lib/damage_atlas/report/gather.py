@@ -12,7 +12,7 @@ from damage_atlas.contracts import QUARANTINE_REASONS, Artifact, Ledger
 from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report.assets import SCORE_RULE, Sighting, rank_assets
-from damage_atlas.report.changes import Change, describe_changes
+from damage_atlas.report.changes import Change, describe_changes, tell_history
 from damage_atlas.report.facts import (
     UNLABELLED,
     ClassRow,
@@ -144,6 +144,7 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
     shown: dict[int, list[Row]] = {}
     for row in run.read_table("explain", "explanations.parquet").to_pylist():
         shown.setdefault(row["cluster_id"], []).append(row)
+    ledger = run.read_table("cluster", "ledger.parquet").to_pylist()
     clusters = []
     for row in sorted(rows, key=lambda r: r["cluster_id"]):
         members = of_cluster[row["cluster_id"]]
@@ -178,6 +179,7 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
                     )
                     for p in pictures
                 ],
+                history=tell_history(row["cluster_id"], ledger),
             )
         )
     return clusters

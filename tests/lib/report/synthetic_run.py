@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from damage_atlas.contracts import (
+    CLUSTER_LEDGER,
     CLUSTERS,
     EXPLANATIONS,
     FAILED,
@@ -319,15 +320,22 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
         if previous:
             lineage += [
                 {"from_cluster_id": s, "to_cluster_id": c, "event": status, "shared_images": 0 if s is None else 20,
-                 "share": 0.0 if s is None else 0.41}
+                 "share": 0.0 if s is None else 0.41, "evidence": "images"}
                 for s in sources
             ]  # fmt: skip
     if previous and ids:
-        lineage.append({"from_cluster_id": 77, "to_cluster_id": None, "event": "died", "shared_images": 0, "share": 0})
+        gone = {"from_cluster_id": 77, "to_cluster_id": None, "event": "died", "shared_images": 0, "share": 0}
+        lineage.append(gone | {"evidence": "images"})
     stage = run.stage("cluster")
     stage.write_table("points.parquet", pa.Table.from_pylist(points, schema=POINTS))
     stage.write_table("clusters.parquet", pa.Table.from_pylist(rows, schema=CLUSTERS))
     stage.write_table("lineage.parquet", pa.Table.from_pylist(lineage, schema=LINEAGE))
+    sizes = {row["cluster_id"]: row["size"] for row in rows}
+    ledger = [
+        row | {"version": 2, "run_id": run.spec.run_id, "delivery": None, "size": sizes.get(row["to_cluster_id"])}
+        for row in lineage
+    ]
+    stage.write_table("ledger.parquet", pa.Table.from_pylist(ledger, schema=CLUSTER_LEDGER))
     noise = sum(p["cluster_id"] is None for p in points)
     facts = {"eps": 3.07, "eps_source": "auto", "noise_share": noise / max(len(points), 1), "iterations": 750}
     stage.seal(("embed", "index"), _counts(len(points)), facts | {"ari": 0.61})

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from damage_atlas.errors import ContractError
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report import write_report
 from damage_atlas.report.assets import Sighting, assets_table, rank_assets
-from damage_atlas.report.changes import describe_changes
+from damage_atlas.report.changes import describe_changes, tell_history
 from damage_atlas.report.page import visible
 from damage_atlas.report.palette import look
 from damage_atlas.report.sampling import CLUSTER_FLOOR, draw_order
@@ -238,3 +239,20 @@ def test_looks_stay_and_differ() -> None:
     looks = [look(i) for i in range(1, 61)]
     assert len(set(looks)) == 60
     assert len({one.color for one in looks[:18]}) == 18
+
+
+def test_the_history_of_a_cluster_is_read_in_the_ledger() -> None:
+    def row(version: int, event: str, before: int | None, after: int | None, size: int | None = None) -> dict[str, Any]:
+        ids = {"from_cluster_id": before, "to_cluster_id": after}
+        return ids | {"version": version, "event": event, "size": size, "evidence": "images"}
+
+    ledger = [
+        row(1, "born", None, 4, 30), row(2, "kept", 4, 4, 31), row(2, "split", 4, 9, 12), row(3, "grown", 4, 4, 60),
+        row(3, "merged", 9, 4, 60), row(4, "died", 4, None),
+    ]  # fmt: skip
+    assert tell_history(4, ledger) == [
+        "version 1: new, 30 images", "version 2: kept, 31 images", "version 2: 9 split off from it",
+        "version 3: grown, 60 images", "version 3: took in 9", "version 4: gone",
+    ]  # fmt: skip
+    assert tell_history(9, ledger) == ["version 2: split off from 4", "version 3: went into 4"]
+    assert tell_history(5, ledger) == []
