@@ -179,6 +179,24 @@ EXEMPLARS: Final = pa.schema(
     ]
 )
 
+NOISE: Final = pa.schema(
+    [
+        pa.field("rank", pa.int32(), nullable=False),  # 1 is first
+        pa.field("observation_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("unlike", pa.float32(), nullable=False),  # 1 - cosine to the tenth nearest image
+        pa.field("group", pa.int32()),  # images that lie together; null for single ones
+        pa.field("group_size", pa.int32(), nullable=False),
+        pa.field("is_new", pa.bool_(), nullable=False),  # not in the previous version
+        pa.field("cluster_id", pa.int64()),  # null for noise; else the map has drawn it into that cluster
+        pa.field("novelty", pa.float32(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("asset_id", pa.string()),
+        pa.field("delivery", pa.string()),
+    ]
+)
+
 EXPLANATIONS: Final = pa.schema(
     [
         pa.field("cluster_id", pa.int64(), nullable=False),
@@ -232,6 +250,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "cluster/ledger.parquet": CLUSTER_LEDGER,
     "cluster/flows.parquet": FLOWS,
     "cluster/exemplars.parquet": EXEMPLARS,
+    "cluster/noise.parquet": NOISE,
     "explain/explanations.parquet": EXPLANATIONS,
     "report/assets.parquet": ASSETS,
     "train/history.parquet": HISTORY,
@@ -349,6 +368,66 @@ class Tombstone(Document):
     image_ids: list[str]
     reason: str = ""
     forgotten_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Sighting(Document):
+    """One image as the evidence of an alert shows it."""
+
+    observation_id: str
+    image_id: str
+    uri: str
+    similarity: float  # cosine to the alert's medoid
+    asset_id: str | None
+    delivery: str | None
+    element: str | None
+    position_m: float | None
+    captured_at: datetime | None
+    latitude: float | None
+    longitude: float | None
+
+    def place(self) -> dict[str, Any]:
+        """Where it was seen, as far as that is known."""
+        names = ("asset_id", "element", "position_m", "latitude", "longitude")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class Alert(Document):
+    """Something that a person should look at, with its evidence."""
+
+    kind: Literal["born", "growth", "group", "drift"]
+    cluster_id: int | None  # of born and growth
+    text: str  # for people, one sentence
+    score: float  # -log10 of the chance of so many new images there
+    images: int  # new images that it is about
+    expected: float  # as many would lie there by chance
+    growth: float | None  # size of the cluster / its size without the new images
+    size: int | None  # of the cluster, observations
+    size_before: int | None  # images in the previous version
+    clusters: dict[str, int]  # cluster or noise -> how many of the images lie there
+    nearest_label: str | None
+    medoid: Sighting
+    nearest: list[Sighting]  # the nine nearest to the medoid, whatever version brought them
+    image_ids: list[str]  # the first hundred
+    assets: dict[str, int]
+    places: list[dict[str, Any]]
+    captured_from: datetime | None
+    captured_to: datetime | None
+
+
+class Alerts(Document):
+    """``alerts.json`` of the cluster stage: what raises a hand in this version; a quiet one's list is empty."""
+
+    schema_version: int = SCHEMA_VERSION
+    archive: str
+    version: int
+    run_id: str
+    delivery: str | None
+    compared_with: int | None
+    not_compared: str | None = None  # why nothing could be said
+    new_images: int = 0
+    old_images: int = 0
+    limits: dict[str, float]
+    alerts: list[Alert] = Field(default_factory=list)
 
 
 class Promotion(Document):

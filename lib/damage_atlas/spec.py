@@ -168,6 +168,11 @@ class ClusterSpec(Document):
     split_apart: float | None = Field(0.5, ge=-1, le=1)
     min_neighbours: int = Field(10, ge=1)
     threads: int = Field(2, ge=1, le=1024)
+    # An alert needs this much: -log10 of the chance of so many new images there, all places counted in. 3 gave no
+    # more than 1 false alarm in 100 quiet deliveries (docs/results.md).
+    alert_score: float = Field(3.0, gt=0)
+    alert_growth: float = Field(1.5, gt=1)  # size of a cluster with its new images / without them
+    alert_drift: float = Field(0.25, gt=0, le=1)  # share of new images that lie far from all old ones
 
     @field_validator("eps")
     @classmethod

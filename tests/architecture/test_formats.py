@@ -21,6 +21,9 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "`model.json`": contracts.ModelCard,
     "`promotions/00000001.json`": contracts.Promotion,
     "`forgotten/00000001.json`": contracts.Tombstone,
+    "`alerts.json`": contracts.Alerts,
+    "an alert": contracts.Alert,
+    "a sighting": contracts.Sighting,
     "`run.yaml`": RunSpec,
     "`infra/archives/NAME.yaml`": ArchiveSpec,
 }
