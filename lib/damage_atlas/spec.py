@@ -236,6 +236,14 @@ class RunSpec(Document):
         return STAGES_OF_KIND[self.kind]
 
 
+class NotifierSpec(Document):
+    """An Airflow notifier that carries alerts: mail, Slack, a pager, whatever is installed."""
+
+    notifier: str = Field(pattern=MODULE_PATTERN)
+    # Of the class; what it calls template fields may use {{ alert_subject }}, {{ alert_text }} and {{ alerts }}.
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
 class ArchiveSpec(Document):
     """An archive file, ``infra/archives/*.yaml``: where the images lie, which model, when, and with what settings."""
 
@@ -247,6 +255,7 @@ class ArchiveSpec(Document):
     schedule: str | None = None  # cron
     timezone: str = "UTC"
     tags: list[str] = Field(default_factory=list)
+    notifiers: list[NotifierSpec] = Field(default_factory=list)  # of alerts
     training_images: str | None = None  # labelled images that `train_model` learns from
     training_settings: Settings = Settings()
     settings: Settings = Settings(catalog=CatalogSpec(labels="none", deliveries="folder"))

@@ -39,7 +39,7 @@ def write_noise(
     seen = _first_rows(points)
     before = None if previous is None else _images_of(previous)
     sizes = Counter(queue.group_Q.tolist())
-    rows = []
+    rows: list[Row] = []
     for row, unlike, group in zip(queue.rows_Q.tolist(), queue.unlike_Q.tolist(), queue.group_Q.tolist(), strict=True):
         point = seen.get(ids[row])
         if point is not None:

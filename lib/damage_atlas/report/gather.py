@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from damage_atlas.contracts import QUARANTINE_REASONS, Artifact, Ledger
+from damage_atlas.contracts import QUARANTINE_REASONS, Alerts, Artifact, Ledger
 from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report.assets import SCORE_RULE, Sighting, rank_assets
@@ -22,6 +22,7 @@ from damage_atlas.report.facts import (
     Facts,
     Point,
     Quarantined,
+    Queued,
     Shown,
     StageFacts,
     place,
@@ -32,6 +33,7 @@ from damage_atlas.store.versions import run_model
 Row = dict[str, Any]
 
 INPUT_STAGES = ("catalog", "embed", "index", "cluster", "explain")
+_QUEUE_SHOWN = 50
 _TIMED_STAGES = ("catalog", "train", "embed", "index", "cluster", "explain")
 
 
@@ -79,6 +81,8 @@ def gather_facts(run: Run, points: list[Point]) -> Facts:
     before, changes = _since_previous(run, cluster_rows)
 
     noise = sum(p.cluster_id is None for p in points)
+    alerts = Alerts.model_validate_json(run.read("cluster", "alerts.json"))
+    queue = run.read_table("cluster", "noise.parquet").to_pylist()
     classes = _classes(points, clusters)
     labels = {p.label for p in points if p.label is not None}
     deliveries = Counter(row["delivery"] for row in observations if row["delivery"] is not None)
@@ -114,6 +118,10 @@ def gather_facts(run: Run, points: list[Point]) -> Facts:
         noise_share=noise / len(points) if points else 0.0,
         labels_given=sum(p.given and p.label is not None for p in points),
         labels_predicted=sum(not p.given and p.label is not None for p in points),
+        alerts=alerts.model_dump(mode="json")["alerts"],
+        alerts_not_compared=alerts.not_compared,
+        queue=_queue(queue[:_QUEUE_SHOWN], points),
+        queue_length=len(queue),
         changes=changes,
         clusters=clusters,
         classes=classes,
@@ -183,6 +191,16 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
             )
         )
     return clusters
+
+
+def _queue(rows: list[Row], points: list[Point]) -> list[Queued]:
+    wanted = {row["observation_id"] for row in rows}
+    files = {p.observation_id: p.place for p in points if p.observation_id in wanted}
+    kept = ("rank", "observation_id", "unlike", "group_size", "is_new", "cluster_id", "label", "asset_id")
+    return [
+        Queued(file=files[row["observation_id"]], group=row["group"] or 0, **{name: row[name] for name in kept})
+        for row in rows
+    ]
 
 
 def _counts(names: Iterable[str]) -> list[Count]:

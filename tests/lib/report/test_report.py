@@ -163,6 +163,28 @@ def test_vanished_pictures_leave_gaps_and_are_counted(tmp_path: Path) -> None:
     assert f"{artifact.facts['hover_pictures_missing']} pictures could not be read any more" in page_of(run)
 
 
+def test_alerts_and_the_queue_are_shown_with_pictures(run: Run, tmp_path: Path) -> None:
+    document, page = read_report(run), page_of(run)
+    (alert,) = document["alerts"]
+    section = page.partition('<section id="alerts"')[2].partition("</section>")[0]
+    assert alert["text"] in section and f"cluster-{alert['cluster_id']}" in section
+    assert section.count('<img src="data:image/jpeg') == 1 + len(alert["nearest"])
+    noise = run.read_table("cluster", "noise.parquet").to_pylist()
+    section = page.partition('<section id="queue"')[2].partition("</section>")[0]
+    assert section.count('<img src="data:image/jpeg') == min(len(noise), 50) == len(document["queue"])
+    assert section.index("Group 1, 3 images") < section.index("Single images")
+    assert document["queue_length"] == len(noise)
+
+
+def test_a_quiet_run_says_so_and_a_gone_picture_is_no_hole(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, previous=False))
+    gone = run.read_table("cluster", "noise.parquet").to_pylist()[0]["uri"]
+    (tmp_path / "images" / gone.rpartition("/images/")[2]).unlink()
+    write_report(run)
+    page = page_of(run)
+    assert "Nothing could be compared: the first version." in page and "not readable any more" in page
+
+
 def test_json_counts_agree_with_the_tables(run: Run) -> None:
     document = read_report(run)
     points = run.read_table("cluster", "points.parquet").to_pylist()
