@@ -370,6 +370,35 @@ class Tombstone(Document):
     forgotten_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+class Remark(Document):
+    """``remarks/00000001.json`` of an archive: what a person says of a cluster; of each kind the last one counts."""
+
+    cluster_id: int
+    name: str | None = None  # empty: no name any more
+    note: str | None = None
+    severity: str | None = None  # a code of whatever table the archive uses; empty: none any more
+    said_by: str
+    said_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Remarks(Document):
+    """``remarks.json`` of the cluster stage: what had been said of clusters when the run came to it, oldest first."""
+
+    remarks: list[Remark]
+
+    def of(self, cluster_id: int) -> list[Remark]:
+        """What was said of one cluster."""
+        return [remark for remark in self.remarks if remark.cluster_id == cluster_id]
+
+    def name(self, cluster_id: int) -> str | None:
+        """What the cluster is called, if anything."""
+        return next((r.name for r in reversed(self.of(cluster_id)) if r.name is not None), None) or None
+
+    def severity(self, cluster_id: int) -> str | None:
+        """How severe people call it, if anybody has."""
+        return next((r.severity for r in reversed(self.of(cluster_id)) if r.severity is not None), None) or None
+
+
 class Sighting(Document):
     """One image as the evidence of an alert shows it."""
 

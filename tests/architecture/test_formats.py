@@ -21,6 +21,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "`model.json`": contracts.ModelCard,
     "`promotions/00000001.json`": contracts.Promotion,
     "`forgotten/00000001.json`": contracts.Tombstone,
+    "`remarks/00000001.json`": contracts.Remark,
     "`alerts.json`": contracts.Alerts,
     "an alert": contracts.Alert,
     "a sighting": contracts.Sighting,

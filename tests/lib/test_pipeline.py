@@ -103,7 +103,7 @@ def test_deliveries_reuse_vectors_and_keep_ids(run: Run, store: Store, tmp_path:
     assert kept["images_added"] == 12 and kept["images_gone"] == 0
     assert kept["kept_cluster_share"] > 0.9
     assert [row["version"] for row in history(store, "bridge")] == [1, 2]
-    past = cluster_history(store, "bridge", 1)
+    past = cluster_history(store, "bridge", 1)["events"]
     assert [row["version"] for row in past if row["to_cluster_id"] == 1] == [1, 2] and past[0]["event"] == "born"
     with pytest.raises(InputError, match="has had no cluster 999"):
         cluster_history(store, "bridge", 999)

@@ -1,4 +1,4 @@
-"""Who is who: reads the previous version, matches its clusters with this run's, and writes what became of them."""
+"""Who is who: matches the previous version's clusters with this run's, and writes down what became of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pyarrow as pa
 from damage_atlas.cluster.exemplars import exemplar_table, find_again
 from damage_atlas.cluster.passports import Matching, match_clusters, trace_flows, untold_clusters
 from damage_atlas.cluster.tables import lineage_table
-from damage_atlas.contracts import CLUSTER_LEDGER, FLOWS
+from damage_atlas.contracts import CLUSTER_LEDGER, FLOWS, Remarks
 from damage_atlas.neighbours import Floats, Ints
 from damage_atlas.store import Run, read_version
+from damage_atlas.store.remarks import read_remarks
 from damage_atlas.store.runs import Stage
 from damage_atlas.store.versions import run_model
 
@@ -40,7 +41,7 @@ def write_identity(
     stage: Stage, previous: Run | None, matching: Matching, ids: Sequence[str], vectors_ND: Floats, labels_N: Ints,
     clusters: pa.Table,
 ) -> None:  # fmt: skip
-    """Write lineage, ledger, flows and exemplars.
+    """Write lineage, ledger, flows, exemplars, and the remarks that there are.
 
     Args:
         clusters: the table that is written as clusters.parquet.
@@ -57,6 +58,9 @@ def write_identity(
     names = {"from_id": "from_cluster_id", "to_id": "to_cluster_id"}
     rows = [{names.get(k, k): v for k, v in dataclasses.asdict(flow).items()} for flow in flows]
     stage.write_table("flows.parquet", pa.Table.from_pylist(rows, FLOWS))
+    # A copy that is sealed: the report then says the same however often it is made.
+    remarks = Remarks(remarks=read_remarks(run.store, run.spec.archive))
+    stage.write("remarks.json", remarks.model_dump_json(indent=1).encode())
     card = run_model(run)
     cluster_ids = [matching.ids.get(label) for label in labels_N.tolist()]
     stage.write_table("exemplars.parquet", exemplar_table(f"{card.model}@{card.version}", ids, vectors_ND, cluster_ids))

@@ -34,6 +34,7 @@ _TRAINING = Settings(
 class Embedded:
     """Images the model has not learnt from, with their vectors (N x D), and the vectors of those it has."""
 
+    left_out: str
     classes: list[str]
     vectors_ND: Floats
     reference_ND: Floats
@@ -70,7 +71,7 @@ def embed_without(left_out: str, data: Path, out: Path) -> Embedded:
             pass
         _embed(run, rest, data, kept)
     with np.load(kept) as stored:
-        return Embedded(stored["classes"].tolist(), stored["vectors"], stored["reference"])
+        return Embedded(left_out, stored["classes"].tolist(), stored["vectors"], stored["reference"])
 
 
 def _embed(run: Run, rest: list[tuple[str, Path]], data: Path, kept: Path) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from damage_atlas.contracts import Remarks
 from damage_atlas.errors import InputError
 from damage_atlas.metrics import agreement
 from damage_atlas.query.duplicates import near_duplicates
 from damage_atlas.query.nearest import search
 from damage_atlas.query.published import published_run
 from damage_atlas.store import Run, Store, list_versions, read_version
+from damage_atlas.store.remarks import read_remarks
 
 __all__ = ["cluster_history", "diff", "failed", "history", "near_duplicates", "published_run", "search", "show"]
 
@@ -42,8 +44,11 @@ def history(store: Store, archive: str) -> list[dict[str, Any]]:
     ]
 
 
-def cluster_history(store: Store, archive: str, cluster: int) -> list[dict[str, Any]]:
-    """What became of one cluster, version by version: the ledger's rows that name it, oldest first.
+def cluster_history(store: Store, archive: str, cluster: int) -> dict[str, Any]:
+    """What became of one cluster and what people have said of it.
+
+    Returns:
+        cluster_id, name, severity, events (the ledger's rows that name it) and remarks, both oldest first.
 
     Raises:
         InputError: no version up to the current one has had such a cluster.
@@ -55,7 +60,14 @@ def cluster_history(store: Store, archive: str, cluster: int) -> list[dict[str, 
     rows = [row for row in ledger if cluster in (row["from_cluster_id"], row["to_cluster_id"])]
     if not rows:
         raise InputError(f"{archive} has had no cluster {cluster}. `damage-atlas show RUN` says where its tables lie.")
-    return rows
+    remarks = Remarks(remarks=read_remarks(store, archive))
+    return {
+        "cluster_id": cluster,
+        "name": remarks.name(cluster),
+        "severity": remarks.severity(cluster),
+        "events": rows,
+        "remarks": [remark.model_dump(mode="json") for remark in remarks.of(cluster)],
+    }
 
 
 def diff(store: Store, archive: str, a: int, b: int) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class Cluster:
     medoid_file: str | None
     faithfulness: float | None  # mean over the row's heat maps
     row: list[Shown]
+    name: str | None  # that people gave it
+    severity: str | None  # likewise
+    notes: list[str]  # likewise, with who said so and when
     history: list[str]  # a sentence for each event of the ledger
 
 

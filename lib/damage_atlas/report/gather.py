@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from damage_atlas.contracts import QUARANTINE_REASONS, Alerts, Artifact, Ledger
+from damage_atlas.contracts import QUARANTINE_REASONS, Alerts, Artifact, Ledger, Remarks
 from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report.assets import SCORE_RULE, Sighting, rank_assets
@@ -153,6 +153,7 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
     for row in run.read_table("explain", "explanations.parquet").to_pylist():
         shown.setdefault(row["cluster_id"], []).append(row)
     ledger = run.read_table("cluster", "ledger.parquet").to_pylist()
+    remarks = Remarks.model_validate_json(run.read("cluster", "remarks.json"))
     clusters = []
     for row in sorted(rows, key=lambda r: r["cluster_id"]):
         members = of_cluster[row["cluster_id"]]
@@ -187,6 +188,9 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
                     )
                     for p in pictures
                 ],
+                name=remarks.name(row["cluster_id"]),
+                severity=remarks.severity(row["cluster_id"]),
+                notes=[f"{r.note} ({r.said_by}, {_day(r.said_at)})" for r in remarks.of(row["cluster_id"]) if r.note],
                 history=tell_history(row["cluster_id"], ledger),
             )
         )

@@ -32,6 +32,8 @@ from damage_atlas.contracts import (
     Ledger,
     ModelCard,
     Output,
+    Remark,
+    Remarks,
     Sighting,
     VersionRecord,
 )
@@ -340,6 +342,11 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
         for row in lineage
     ]
     stage.write_table("ledger.parquet", pa.Table.from_pylist(ledger, schema=CLUSTER_LEDGER))
+    said = [
+        Remark(cluster_id=ids[0], name=HOSTILE_LABEL, note="ask <b>Ann</b>", said_by="Ann", severity="4",
+               said_at=datetime(2026, 2, 3, tzinfo=UTC))
+    ] if ids else []  # fmt: skip
+    stage.write("remarks.json", Remarks(remarks=said).model_dump_json().encode())
     _what_to_look_at(stage, points, rows, previous)
     noise = sum(p["cluster_id"] is None for p in points)
     facts = {"eps": 3.07, "eps_source": "auto", "noise_share": noise / max(len(points), 1), "iterations": 750}

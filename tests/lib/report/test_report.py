@@ -163,7 +163,9 @@ def test_vanished_pictures_leave_gaps_and_are_counted(tmp_path: Path) -> None:
     assert f"{artifact.facts['hover_pictures_missing']} pictures could not be read any more" in page_of(run)
 
 
-def test_alerts_and_the_queue_are_shown_with_pictures(run: Run, tmp_path: Path) -> None:
+def test_alerts_and_the_queue_are_shown_with_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, noise_share=0.2))
+    write_report(run)
     document, page = read_report(run), page_of(run)
     (alert,) = document["alerts"]
     section = page.partition('<section id="alerts"')[2].partition("</section>")[0]
@@ -176,10 +178,18 @@ def test_alerts_and_the_queue_are_shown_with_pictures(run: Run, tmp_path: Path) 
     assert document["queue_length"] == len(noise)
 
 
+def test_what_people_said_of_a_cluster_is_shown_as_text(run: Run) -> None:
+    card = page_of(run).partition('<article class="card" id="cluster-1"')[2].partition("</article>")[0]
+    words = " ".join(_Text(card).words)
+    assert (
+        f"Cluster 1: {HOSTILE_LABEL}" in words and "severity 4" in words and "ask <b>Ann</b> (Ann, 2026-02-03)" in words
+    )
+
+
 def test_a_quiet_run_says_so_and_a_gone_picture_is_no_hole(tmp_path: Path) -> None:
-    run = make_run(tmp_path, replace(SMALL, previous=False))
-    gone = run.read_table("cluster", "noise.parquet").to_pylist()[0]["uri"]
-    (tmp_path / "images" / gone.rpartition("/images/")[2]).unlink()
+    run = make_run(tmp_path, replace(SMALL, previous=False, noise_share=0.1))
+    for path in (tmp_path / "images").rglob("*.jpg"):
+        path.unlink()
     write_report(run)
     page = page_of(run)
     assert "Nothing could be compared: the first version." in page and "not readable any more" in page
