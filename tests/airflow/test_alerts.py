@@ -15,17 +15,20 @@ from damage_atlas.report import write_report
 from damage_atlas.spec import ArchiveSpec, NotifierSpec, dump_yaml
 from tests.lib.report.synthetic_run import Scene, make_run
 
-pytestmark = [pytest.mark.airflow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = "{{ alert_subject }}|{{ alert_text }}|{{ alerts[0].kind }}|{{ dag.dag_id }}"
-# DAGs of the alert task alone.
+# DAGs of the alert task alone; nobody waits between tries.
 DAGS = """
+from datetime import timedelta
+
 from airflow.sdk import DAG
 from atlas_flow import DEFAULTS, alert_task, archives
 
+at_once = DEFAULTS | {"retry_delay": timedelta(0)}
 for archive in archives():
-    with DAG(dag_id=f"told_{archive.archive}", schedule=None, default_args=DEFAULTS) as dag:
+    with DAG(dag_id=f"told_{archive.archive}", schedule=None, default_args=at_once) as dag:
         alert_task(archive, "{{ dag_run.conf['run'] }}")
     globals()[dag.dag_id] = dag
 """

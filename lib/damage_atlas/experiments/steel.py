@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from damage_atlas.contracts import ModelCard
 from damage_atlas.errors import InputError
 from damage_atlas.images import Limits, PhotoReader, Source, preprocess
 from damage_atlas.neighbours import Floats
 from damage_atlas.network import embed_pixels, load_network, resolve_precision
 from damage_atlas.pipeline import run_pipeline
 from damage_atlas.spec import CatalogSpec, Settings, TrainSpec
-from damage_atlas.store import Run, Store, start_run
+from damage_atlas.store import Store, resolve_model, start_run
 from damage_atlas.store.runs import read_output
 
 CLASSES = ("crazing", "inclusion", "patches", "pitted_surface", "rolled-in_scale", "scratches")
@@ -32,12 +33,13 @@ _TRAINING = Settings(
 
 @dataclass(frozen=True)
 class Embedded:
-    """Images the model has not learnt from, with their vectors (N x D), and the vectors of those it has."""
+    """Images the model has not learnt from, with their classes and vectors (N x D)."""
 
     left_out: str
     classes: list[str]
     vectors_ND: Floats
-    reference_ND: Floats
+    store: Store
+    card: ModelCard
 
 
 def embed_without(left_out: str, data: Path, out: Path) -> Embedded:
@@ -49,12 +51,13 @@ def embed_without(left_out: str, data: Path, out: Path) -> Embedded:
     Raises:
         InputError: the folder lacks a class.
     """
-    kept = out / f"without-{left_out}.npz"
+    kept, store = out / f"without-{left_out}.npz", Store(out / "store")
+    model = f"without-{left_out}"
     if not kept.exists():
         files = {name: sorted((data / name).glob("*.jpg")) for name in CLASSES}
         if missing := [name for name, found in files.items() if not found]:
             raise InputError(f"{data} has no images in {', '.join(missing)}. Give the folder of NEU-DET's classes.")
-        folder, store = out / f"images-without-{left_out}", Store(out / "store")
+        folder = out / f"images-without-{left_out}"
         rest: list[tuple[str, Path]] = []
         for name, found in files.items():
             order = np.random.default_rng(0).permutation(len(found))
@@ -64,26 +67,18 @@ def embed_without(left_out: str, data: Path, out: Path) -> Embedded:
                 target = folder / name / found[i].name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(found[i], target)
-        run = start_run(
-            store, kind="train", archive="steel", images=str(folder), model=f"without-{left_out}", settings=_TRAINING
-        )
-        for _ in run_pipeline(run):
+        for _ in run_pipeline(
+            start_run(store, kind="train", archive="steel", images=str(folder), model=model, settings=_TRAINING)
+        ):
             pass
-        _embed(run, rest, data, kept)
+        vectors = _embed(resolve_model(store, model), store, [file.relative_to(data) for _, file in rest], data)
+        np.savez(kept, classes=np.array([name for name, _ in rest]), vectors=vectors)
     with np.load(kept) as stored:
-        return Embedded(left_out, stored["classes"].tolist(), stored["vectors"], stored["reference"])
+        return Embedded(left_out, stored["classes"].tolist(), stored["vectors"], store, resolve_model(store, model))
 
 
-def _embed(run: Run, rest: list[tuple[str, Path]], data: Path, kept: Path) -> None:
-    from damage_atlas.store.versions import load_model_card, read_reference
-
-    card = load_model_card(run.store, run.spec.model, run.spec.run_id)
-    network = load_network(read_output(run.store, card.weights), card.network)
+def _embed(card: ModelCard, store: Store, files: list[Path], data: Path) -> Floats:
+    network = load_network(read_output(store, card.weights), card.network)
     with PhotoReader(str(data), Limits()) as reader:
-        pixels = np.stack(
-            [preprocess(reader.read(Source(file.relative_to(data).as_posix())), network.input_size) for _, file in rest]
-        )
-    dtype = resolve_precision("auto", next(network.parameters()).device)
-    vectors = embed_pixels(network, pixels, 64, dtype)
-    reference = np.stack(read_reference(run.store, card)["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    np.savez(kept, classes=np.array([name for name, _ in rest]), vectors=vectors, reference=reference)
+        pixels = np.stack([preprocess(reader.read(Source(f.as_posix())), network.input_size) for f in files])
+    return embed_pixels(network, pixels, 64, resolve_precision("auto", next(network.parameters()).device))
