@@ -36,7 +36,7 @@ def write_noise(
         points: the table that is written as points.parquet.
     """
     queue = queue_noise(ids, near, labels_N)
-    seen = _first_rows(points)
+    seen = _first_rows(points, {ids[row] for row in queue.rows_Q})
     before = None if previous is None else _images_of(previous)
     sizes = Counter(queue.group_Q.tolist())
     rows: list[Row] = []
@@ -86,7 +86,7 @@ def write_alerts(
         in_no_cluster = np.array([before.get(image_id) is None for image_id in ids], dtype=bool)
         asked = _asked(matching, labels_N, in_no_cluster, clusters)
         found = find_alerts(vectors_ND, is_new, old, asked, int(in_no_cluster.sum()), spec)
-        evidence = _Evidence(run, ids, vectors_ND, points)
+        evidence = _Evidence(run, ids, vectors_ND, points, found)
         sizes = dict(zip(clusters["cluster_id"].to_pylist(), clusters["size"].to_pylist(), strict=True))
         sizes_before = Counter(cluster for cluster in before.values() if cluster is not None)
         document = document.model_copy(
@@ -94,7 +94,10 @@ def write_alerts(
                 "not_compared": why_not,
                 "new_images": int(is_new.sum()),
                 "old_images": len(old),
-                "alerts": [evidence.of(finding, sizes, sizes_before) for finding in found],
+                "alerts": [
+                    evidence.of(finding, medoid, sizes, sizes_before)
+                    for finding, medoid in zip(found, evidence.medoids, strict=True)
+                ],
             }
         )
     stage.write("alerts.json", document.model_dump_json(indent=1).encode())
@@ -130,24 +133,30 @@ def _vectors_before(run: Run, previous: Run, vectors_ND: Floats, is_new_N: np.nd
 
 
 class _Evidence:
-    """Puts a finding into words, with what there is to show for it."""
+    """Puts findings into words, with what there is to show for them."""
 
-    def __init__(self, run: Run, ids: Sequence[str], vectors_ND: Floats, points: pa.Table) -> None:
-        self.ids, self.vectors_ND = ids, vectors_ND
-        self.seen = _first_rows(points)
-        columns = ["observation_id", *_OF_THE_CATALOG]
-        catalog = run.read_table("catalog", "observations.parquet", columns)
+    def __init__(
+        self, run: Run, ids: Sequence[str], vectors_ND: Floats, points: pa.Table, findings: Sequence[Finding]
+    ) -> None:
+        self.ids = ids
+        self.nearest: dict[int, list[tuple[int, float]]] = {}  # medoid of a finding -> the images nearest to it
+        self.medoids: list[int] = []
+        for finding in findings:
+            own = vectors_ND[finding.rows]
+            medoid = int(finding.rows[(own @ own.sum(axis=0)).argmax()])
+            near = exact_neighbours(vectors_ND, _NEAREST + 1, vectors_ND[[medoid]])
+            pairs = zip(near.ids_NK[0].tolist(), near.similarities_NK[0].tolist(), strict=True)
+            self.nearest[medoid] = [(row, similarity) for row, similarity in pairs if row != medoid][:_NEAREST]
+            self.medoids.append(medoid)
+        shown = {int(row) for finding in findings for row in finding.rows}
+        shown |= {row for pairs in self.nearest.values() for row, _ in pairs}
+        self.seen = _first_rows(points, {ids[row] for row in shown})
+        catalog = run.read_table("catalog", "observations.parquet", ["observation_id", *_OF_THE_CATALOG])
+        wanted = pa.array([row["observation_id"] for row in self.seen.values()], pa.string())
+        catalog = catalog.filter(pc.is_in(catalog["observation_id"], wanted))
         self.catalog = {row["observation_id"]: row for row in catalog.to_pylist()}
 
-    def of(self, finding: Finding, sizes: Mapping[int, int], sizes_before: Mapping[int, int]) -> Alert:
-        own = self.vectors_ND[finding.rows]
-        medoid = int(finding.rows[(own @ own.sum(axis=0)).argmax()])
-        near = exact_neighbours(self.vectors_ND, _NEAREST + 1, self.vectors_ND[[medoid]])
-        others = [
-            (int(row), float(s))
-            for row, s in zip(near.ids_NK[0], near.similarities_NK[0], strict=True)
-            if row != medoid
-        ]  # fmt: skip
+    def of(self, finding: Finding, medoid: int, sizes: Mapping[int, int], sizes_before: Mapping[int, int]) -> Alert:
         shown = [self._sighting(int(row), 1.0) for row in finding.rows]
         moments = sorted(s.captured_at for s in shown if s.captured_at is not None)
         cluster = finding.cluster_id
@@ -172,7 +181,7 @@ class _Evidence:
             },
             nearest_label=_commonest(self.seen[s.image_id]["label"] for s in shown),
             medoid=self._sighting(medoid, 1.0),
-            nearest=[self._sighting(row, similarity) for row, similarity in others[:_NEAREST]],
+            nearest=[self._sighting(row, similarity) for row, similarity in self.nearest[medoid]],
             image_ids=[s.image_id for s in shown[:_LISTED]],
             assets=dict(sorted(assets.items(), key=lambda item: (-item[1], item[0]))),
             places=[place for place in places.values() if place][:_LISTED],
@@ -216,10 +225,10 @@ def _commonest(labels: Any) -> str | None:
     return min(counts, key=lambda label: (-counts[label], label), default=None)
 
 
-def _first_rows(points: pa.Table) -> dict[str, Row]:
-    """The first observation of each image."""
+def _first_rows(points: pa.Table, image_ids: set[str]) -> dict[str, Row]:
+    """The first observation of each of these images."""
     seen: dict[str, Row] = {}
-    for row in points.to_pylist():
+    for row in points.filter(pc.is_in(points["image_id"], pa.array(sorted(image_ids), pa.string()))).to_pylist():
         seen.setdefault(row["image_id"], row)
     return seen
 

@@ -51,7 +51,7 @@ def queue_noise(ids: Sequence[str], near: Neighbours, labels_N: Ints) -> Queue:
         return Queue(np.zeros(n, np.int64), np.zeros(n), np.zeros(n, np.int64))
     place = min(_NEIGHBOUR, width) - 1
     unlike_N = np.maximum(1 - near.similarities_NK[:, place].astype(np.float64), 0)
-    order = np.lexsort((np.asarray(ids), -unlike_N))
+    order = np.lexsort((np.asarray(ids, dtype="S"), -unlike_N))
     loneliest = order[: min(max(_LONELIEST, int(_LONELIEST_SHARE * n)), n // 10)]
     queued = np.zeros(n, bool)
     queued[loneliest] = True
