@@ -428,8 +428,9 @@ class Alert(Document):
     text: str  # for people, one sentence
     score: float  # -log10 of the chance of so many new images there
     images: int  # new images that it is about
-    expected: float  # as many would lie there by chance
-    growth: float | None  # size of the cluster / its size without the new images
+    moments: int  # that they show: tiles of a photo show one, and so do frames of ten seconds
+    expected: float  # so many moments would lie there by chance
+    growth: float | None  # moments of the cluster / those that are not new
     size: int | None  # of the cluster, observations
     size_before: int | None  # images in the previous version
     clusters: dict[str, int]  # cluster or noise -> how many of the images lie there

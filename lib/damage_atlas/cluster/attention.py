@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from damage_atlas.cluster.alerts import Cluster, Finding, find_alerts
+from damage_atlas.cluster.alerts import Cluster, Earlier, Finding, Images, find_alerts
 from damage_atlas.cluster.noise import queue_noise
 from damage_atlas.cluster.passports import Matching
 from damage_atlas.contracts import NOISE, Alert, Alerts, Sighting
@@ -20,6 +20,7 @@ from damage_atlas.store.runs import Stage
 from damage_atlas.store.versions import run_model
 
 _NEAREST = 9
+_MOMENT_S = 10  # pictures of one asset, or frames of one video, within it show the same
 _LISTED = 100  # images and places of an alert that are named
 _OF_THE_CATALOG = ("element", "position_m", "captured_at", "latitude", "longitude")
 
@@ -82,10 +83,8 @@ def write_alerts(
     else:
         before = _clusters_before(previous)
         is_new = np.array([image_id not in before for image_id in ids], dtype=bool)
-        old, why_not = _vectors_before(run, previous, vectors_ND, is_new)
-        in_no_cluster = np.array([before.get(image_id) is None for image_id in ids], dtype=bool)
-        asked = _asked(matching, labels_N, in_no_cluster, clusters)
-        found = find_alerts(vectors_ND, is_new, old, asked, int(in_no_cluster.sum()), spec)
+        images, earlier, why_not = _compared(run, previous, ids, vectors_ND, is_new, before)
+        found = find_alerts(images, earlier, _asked(matching, labels_N, clusters), spec)
         evidence = _Evidence(run, ids, vectors_ND, points, found)
         sizes = dict(zip(clusters["cluster_id"].to_pylist(), clusters["size"].to_pylist(), strict=True))
         sizes_before = Counter(cluster for cluster in before.values() if cluster is not None)
@@ -93,7 +92,7 @@ def write_alerts(
             update={
                 "not_compared": why_not,
                 "new_images": int(is_new.sum()),
-                "old_images": len(old),
+                "old_images": len(earlier.vectors_PD),
                 "alerts": [
                     evidence.of(finding, medoid, sizes, sizes_before)
                     for finding, medoid in zip(found, evidence.medoids, strict=True)
@@ -104,32 +103,56 @@ def write_alerts(
     return document
 
 
-def _asked(matching: Matching, labels_N: Ints, in_no_cluster: np.ndarray, clusters: pa.Table) -> list[Cluster]:
+def _asked(matching: Matching, labels_N: Ints, clusters: pa.Table) -> list[Cluster]:
     artefact = dict(zip(clusters["cluster_id"].to_pylist(), clusters["map_artefact"].to_pylist(), strict=True))
-    asked = []
-    for label, cluster in sorted(matching.ids.items()):
-        rows = np.flatnonzero(labels_N == label)
-        asked.append(
-            Cluster(
-                cluster_id=cluster,
-                status=matching.statuses[cluster],
-                rows=rows,
-                unknown=int(in_no_cluster[rows].sum()),
-                map_artefact=artefact.get(cluster, False),
-            )
-        )
-    return asked
+    return [
+        Cluster(cluster, matching.statuses[cluster], np.flatnonzero(labels_N == label), artefact.get(cluster, False))
+        for label, cluster in sorted(matching.ids.items())
+    ]
 
 
-def _vectors_before(run: Run, previous: Run, vectors_ND: Floats, is_new_N: np.ndarray) -> tuple[Floats, str | None]:
-    """Vectors of the previous version's images by this run's model, and why there are none."""
+def _compared(
+    run: Run,
+    previous: Run,
+    ids: Sequence[str],
+    vectors_ND: Floats,
+    is_new_N: np.ndarray,
+    before: Mapping[str, int | None],
+) -> tuple[Images, Earlier, str | None]:
+    """The run's images, those of the previous version by this run's model, and why there are none of these."""
     card, card_before = run_model(run), run_model(previous)
+    why_not = None
     if (card.model, card.version) == (card_before.model, card_before.version):
-        return read_vectors(previous)[1], None
-    old = vectors_ND[~is_new_N]
-    if len(old) == 0:
-        return old, "the model is another one, and no image of the previous version is in this one"
-    return old, None
+        old_ids, old = read_vectors(previous)
+    else:
+        old_ids, old = [i for i, new in zip(ids, is_new_N, strict=True) if not new], vectors_ND[~is_new_N]
+        if not old_ids:
+            why_not = "the model is another one, and no image of the previous version is in this one"
+    moments = _moments(previous) | _moments(run)
+    numbers = {moment: n for n, moment in enumerate(dict.fromkeys(moments.values()))}
+
+    def numbered(image_ids: Sequence[str]) -> Ints:
+        return np.array([numbers[moments[image_id]] for image_id in image_ids], dtype=np.int64)
+
+    was_clustered = np.array([before.get(image_id) is not None for image_id in ids], dtype=bool)
+    return Images(vectors_ND, is_new_N, was_clustered, numbered(ids)), Earlier(old, numbered(old_ids)), why_not
+
+
+def _moments(run: Run) -> dict[str, str]:
+    """What names the moment that an image shows: tiles of a photo share one, and so do frames of ten seconds."""
+    columns = ["image_id", "status", "file", "container", "tile_x", "frame_time_s", "asset_id", "captured_at"]
+    moments: dict[str, str] = {}
+    for row in run.read_table("catalog", "observations.parquet", columns).to_pylist():
+        if row["status"] != "ok" or row["image_id"] in moments:
+            continue
+        place = f"{row['container']}/{row['file']}"
+        if row["frame_time_s"] is not None:
+            moments[row["image_id"]] = f"{place}@{row['frame_time_s'] // _MOMENT_S}"
+        elif row["tile_x"] is None and row["asset_id"] is not None and row["captured_at"] is not None:
+            moments[row["image_id"]] = f"{row['asset_id']}@{row['captured_at'].timestamp() // _MOMENT_S}"
+        else:
+            moments[row["image_id"]] = place
+    return moments
 
 
 class _Evidence:
@@ -168,6 +191,7 @@ class _Evidence:
             text="",
             score=finding.score,
             images=len(finding.rows),
+            moments=finding.moments,
             expected=finding.expected,
             growth=finding.growth,
             size=None if cluster is None else sizes[cluster],
@@ -202,6 +226,8 @@ class _Evidence:
 
 def _sentence(alert: Alert) -> str:
     images = f"{alert.images:,} new image{'' if alert.images == 1 else 's'}"
+    if alert.moments != alert.images:
+        images += f" of {alert.moments:,} moment{'' if alert.moments == 1 else 's'}"
     chance = f"about {alert.expected:.1f} would by chance"
     match alert.kind:
         case "born":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from damage_atlas.cluster.alerts import find_alerts
+from damage_atlas.cluster.alerts import Earlier, Images, find_alerts
 from damage_atlas.contracts import Alerts
 from damage_atlas.experiments.staged import StagedArchive
 from damage_atlas.experiments.steel import CLASSES, Embedded, embed_without
@@ -62,8 +62,8 @@ def trials(images: Embedded, archives: int, each: dict[int, int], with_map: bool
 
 def _found(images: Embedded, before: Ints, rows: Ints, classes: np.ndarray) -> list[Told]:
     is_new = np.arange(len(rows)) >= len(before)
-    vectors = images.vectors_ND
-    found = find_alerts(vectors[rows], is_new, vectors[before], [], 0, _SETTINGS.cluster)
+    run = Images(images.vectors_ND[rows], is_new, ~is_new, rows)
+    found = find_alerts(run, Earlier(images.vectors_ND[before], before), [], _SETTINGS.cluster)
     return [(f.kind, len(f.rows), int((classes[rows[f.rows]] == images.left_out).sum())) for f in found]
 
 

@@ -380,7 +380,7 @@ def _what_to_look_at(
         alerts.append(
             Alert(
                 kind="born", cluster_id=row["cluster_id"], text=f"A new cluster on {', '.join(assets)}.", score=7.25,
-                images=row["size"], expected=0.5, growth=None, size=row["size"], size_before=0,
+                images=row["size"], moments=row["size"], expected=0.5, growth=None, size=row["size"], size_before=0,
                 clusters={str(row["cluster_id"]): row["size"]}, nearest_label=row["top_label"], medoid=seen[0],
                 nearest=seen[1:], image_ids=[s.image_id for s in seen], assets=assets, places=[],
                 captured_from=datetime(2026, 3, 1, tzinfo=UTC), captured_to=datetime(2026, 3, 2, tzinfo=UTC),
