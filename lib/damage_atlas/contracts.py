@@ -185,7 +185,7 @@ NOISE: Final = pa.schema(
         pa.field("observation_id", pa.string(), nullable=False),
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("unlike", pa.float32(), nullable=False),  # 1 - cosine to the tenth nearest image
+        pa.field("unlike", pa.float32(), nullable=False),  # 1 - cosine to the tenth nearest moment
         pa.field("group", pa.int32()),  # images that lie together; null for single ones
         pa.field("group_size", pa.int32(), nullable=False),
         pa.field("is_new", pa.bool_(), nullable=False),  # not in the previous version

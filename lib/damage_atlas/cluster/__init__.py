@@ -4,6 +4,7 @@ tsne.py        the map (openTSNE on FAISS neighbours), laid out from the previou
 density.py     DBSCAN on the map, eps chosen without labels, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
 exemplars.py   a few images of each cluster that find it again where no image is shared
+moments.py     what counts once, however many images it gave
 noise.py       noise as a queue: ranked, and grouped among itself; pure
 alerts.py      places where new images crowd, clusters that are born or grow, drift; pure
 attention.py   the queue as a table, alerts.json with its evidence
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from damage_atlas.cluster.attention import write_alerts, write_noise
 from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
 from damage_atlas.cluster.identity import identify_clusters, write_identity
+from damage_atlas.cluster.moments import moments_of
 from damage_atlas.cluster.tables import ImageFacts, cluster_table, point_table
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.contracts import Artifact
@@ -77,8 +79,9 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     stage.write_table("points.parquet", points)
     stage.write_table("clusters.parquet", clusters)
     write_identity(stage, previous, matching, ids, vectors, found.labels_N, clusters)
-    write_noise(stage, previous, ids, near, found.labels_N, points)
-    alerts = write_alerts(stage, previous, matching, ids, vectors, found.labels_N, points, clusters)
+    moments = moments_of(run)
+    write_noise(stage, previous, ids, near, found.labels_N, points, moments)
+    alerts = write_alerts(stage, previous, matching, ids, vectors, found.labels_N, points, clusters, moments)
     noise = int((found.labels_N < 0).sum())
     given = points.filter(pc.equal(points["label_source"], "given"))  # a predicted label agrees with its own vector
     return stage.seal(

@@ -18,6 +18,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binom
 
+from damage_atlas.cluster.moments import first_of_moment
 from damage_atlas.neighbours import Floats, Ints, exact_neighbours
 from damage_atlas.spec import ClusterSpec
 
@@ -123,7 +124,7 @@ def crowded_places(images: Images, earlier: Earlier, at_least: float) -> list[Fi
     pool = np.concatenate([images.vectors_ND[new], earlier.vectors_PD])
     moment = np.concatenate([images.moment_N[new], earlier.moment_P])
     near = exact_neighbours(pool, _IMAGES_A_MOMENT * _LARGEST_BALL + 1, images.vectors_ND[new]).ids_NK
-    counted = _first_of_moment(moment[near], moment[:m])
+    counted = first_of_moment(moment[near], moment[:m])
     counted &= np.cumsum(counted, axis=1) <= _LARGEST_BALL
     sizes = np.cumsum(counted, axis=1, dtype=np.int64)
     counts = np.cumsum(counted & (near < m), axis=1, dtype=np.int64)
@@ -148,17 +149,6 @@ def crowded_places(images: Images, earlier: Earlier, at_least: float) -> list[Fi
         moments = len(np.unique(moment[members]))
         found.append(Finding("group", None, new[members], moments, expected, float(best[seeds[here]].max())))
     return sorted(found, key=lambda f: -f.score)
-
-
-def _first_of_moment(moment_MK: Ints, own_M: Ints) -> Flags:
-    """Which of a row's entries are the first of their moment, and not of the row's own."""
-    order = np.argsort(moment_MK, axis=1, kind="stable")
-    ordered = np.take_along_axis(moment_MK, order, axis=1)
-    is_first = np.ones_like(ordered, dtype=bool)
-    is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.empty_like(is_first)
-    np.put_along_axis(first, order, is_first, axis=1)
-    return np.asarray(first & (moment_MK != own_M[:, None]))
 
 
 def _clusters(images: Images, earlier: Earlier, clusters: Sequence[Cluster], spec: ClusterSpec) -> list[Finding]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.cluster.alerts import Cluster, Earlier, Finding, Images, find_alerts
+from damage_atlas.cluster.moments import moments_of
 from damage_atlas.cluster.noise import queue_noise
 from damage_atlas.cluster.passports import Matching
 from damage_atlas.contracts import NOISE, Alert, Alerts, Sighting
@@ -20,7 +21,6 @@ from damage_atlas.store.runs import Stage
 from damage_atlas.store.versions import run_model
 
 _NEAREST = 9
-_MOMENT_S = 10  # pictures of one asset, or frames of one video, within it show the same
 _LISTED = 100  # images and places of an alert that are named
 _OF_THE_CATALOG = ("element", "position_m", "captured_at", "latitude", "longitude")
 
@@ -28,15 +28,19 @@ Row = dict[str, Any]
 
 
 def write_noise(
-    stage: Stage, previous: Run | None, ids: Sequence[str], near: Neighbours, labels_N: Ints, points: pa.Table
-) -> None:
+    stage: Stage, previous: Run | None, ids: Sequence[str], near: Neighbours, labels_N: Ints, points: pa.Table,
+    moments: Mapping[str, str],
+) -> None:  # fmt: skip
     """Write noise.parquet.
 
     Args:
         near: of each image without itself, nearest first.
         points: the table that is written as points.parquet.
+        moments: image_id -> what names the moment that it shows.
     """
-    queue = queue_noise(ids, near, labels_N)
+    numbers = {moment: n for n, moment in enumerate(dict.fromkeys(moments.values()))}
+    moment_N = np.array([numbers[moments[image_id]] for image_id in ids], dtype=np.int64)
+    queue = queue_noise(ids, near, labels_N, moment_N)
     seen = _first_rows(points, {ids[row] for row in queue.rows_Q})
     before = None if previous is None else _images_of(previous)
     sizes = Counter(queue.group_Q.tolist())
@@ -60,12 +64,13 @@ def write_noise(
 
 def write_alerts(
     stage: Stage, previous: Run | None, matching: Matching, ids: Sequence[str], vectors_ND: Floats, labels_N: Ints,
-    points: pa.Table, clusters: pa.Table,
+    points: pa.Table, clusters: pa.Table, moments: Mapping[str, str],
 ) -> Alerts:  # fmt: skip
     """Write alerts.json; a quiet run's has no alerts.
 
     Args:
         points, clusters: the tables that are written as points.parquet and clusters.parquet.
+        moments: image_id -> what names the moment that it shows.
     """
     run = stage.run
     spec = run.spec.settings.cluster
@@ -83,7 +88,7 @@ def write_alerts(
     else:
         before = _clusters_before(previous)
         is_new = np.array([image_id not in before for image_id in ids], dtype=bool)
-        images, earlier, why_not = _compared(run, previous, ids, vectors_ND, is_new, before)
+        images, earlier, why_not = _compared(run, previous, ids, vectors_ND, is_new, before, moments)
         found = find_alerts(images, earlier, _asked(matching, labels_N, clusters), spec)
         evidence = _Evidence(run, ids, vectors_ND, points, found)
         sizes = dict(zip(clusters["cluster_id"].to_pylist(), clusters["size"].to_pylist(), strict=True))
@@ -118,6 +123,7 @@ def _compared(
     vectors_ND: Floats,
     is_new_N: np.ndarray,
     before: Mapping[str, int | None],
+    moments: Mapping[str, str],
 ) -> tuple[Images, Earlier, str | None]:
     """The run's images, those of the previous version by this run's model, and why there are none of these."""
     card, card_before = run_model(run), run_model(previous)
@@ -128,31 +134,14 @@ def _compared(
         old_ids, old = [i for i, new in zip(ids, is_new_N, strict=True) if not new], vectors_ND[~is_new_N]
         if not old_ids:
             why_not = "the model is another one, and no image of the previous version is in this one"
-    moments = _moments(previous) | _moments(run)
-    numbers = {moment: n for n, moment in enumerate(dict.fromkeys(moments.values()))}
+    named = moments_of(previous) | dict(moments)
+    numbers = {moment: n for n, moment in enumerate(dict.fromkeys(named.values()))}
 
     def numbered(image_ids: Sequence[str]) -> Ints:
-        return np.array([numbers[moments[image_id]] for image_id in image_ids], dtype=np.int64)
+        return np.array([numbers[named[image_id]] for image_id in image_ids], dtype=np.int64)
 
     was_clustered = np.array([before.get(image_id) is not None for image_id in ids], dtype=bool)
     return Images(vectors_ND, is_new_N, was_clustered, numbered(ids)), Earlier(old, numbered(old_ids)), why_not
-
-
-def _moments(run: Run) -> dict[str, str]:
-    """What names the moment that an image shows: tiles of a photo share one, and so do frames of ten seconds."""
-    columns = ["image_id", "status", "file", "container", "tile_x", "frame_time_s", "asset_id", "captured_at"]
-    moments: dict[str, str] = {}
-    for row in run.read_table("catalog", "observations.parquet", columns).to_pylist():
-        if row["status"] != "ok" or row["image_id"] in moments:
-            continue
-        place = f"{row['container']}/{row['file']}"
-        if row["frame_time_s"] is not None:
-            moments[row["image_id"]] = f"{place}@{row['frame_time_s'] // _MOMENT_S}"
-        elif row["tile_x"] is None and row["asset_id"] is not None and row["captured_at"] is not None:
-            moments[row["image_id"]] = f"{row['asset_id']}@{row['captured_at'].timestamp() // _MOMENT_S}"
-        else:
-            moments[row["image_id"]] = place
-    return moments
 
 
 class _Evidence:

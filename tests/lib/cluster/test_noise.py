@@ -23,9 +23,16 @@ def archive(rare: int, junk: int, each: int = 150) -> tuple[np.ndarray, np.ndarr
     return unit(vectors), kinds
 
 
-def queue_of(vectors: np.ndarray, labels: np.ndarray, ids: list[str] | None = None) -> Queue:
+def queue_of(
+    vectors: np.ndarray, labels: np.ndarray, ids: list[str] | None = None, moments: np.ndarray | None = None
+) -> Queue:
     near = without_self(exact_neighbours(vectors, 91), 90) if len(vectors) > 1 else exact_neighbours(vectors, 0)
-    return queue_noise(ids or [f"i{k:04d}" for k in range(len(vectors))], near, labels)
+    return queue_noise(
+        ids or [f"i{k:04d}" for k in range(len(vectors))],
+        near,
+        labels,
+        np.arange(len(vectors)) if moments is None else moments,
+    )
 
 
 @pytest.mark.parametrize("drawn_in", [False, True])
@@ -42,6 +49,18 @@ def test_five_rare_images_come_first_as_a_group(drawn_in: bool) -> None:
     assert set(np.flatnonzero(labels < 0)) <= set(queue.rows_Q.tolist()), "all noise is in the queue"
     singles = queue.unlike_Q[queue.group_Q == 0]
     assert (np.diff(singles) <= 1e-12).all(), "single images by falling distance"
+
+
+def test_tiles_of_one_photo_are_no_group_and_no_company() -> None:
+    vectors, kinds = archive(rare=5, junk=10)
+    twelve = unit(np.eye(16)[7] + np.random.default_rng(1).normal(0, 0.05, (12, 16)))
+    vectors, kinds = np.concatenate([vectors, twelve]), np.r_[kinds, np.full(12, 5)]
+    labels, moments = np.where(kinds < 3, kinds, -1), np.where(kinds == 5, 10_000, np.arange(len(kinds)))
+    queue = queue_of(vectors, labels, moments=moments)
+    group = {int(kinds[row]) for row, g in zip(queue.rows_Q, queue.group_Q, strict=True) if g}
+    assert 3 in group and 5 not in group
+    of_photo = queue.unlike_Q[np.isin(queue.rows_Q, np.flatnonzero(kinds == 5))]
+    assert of_photo.min() > 0.5, "its own tiles are no neighbours"
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
