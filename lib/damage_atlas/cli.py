@@ -460,6 +460,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for alert in summary["alerts"]:
+        console.print(f"alert: {alert}", highlight=False, soft_wrap=True, markup=False)
     for name in ("run", "report"):
         console.print(f"{name}: {summary[f'{name}_uri']}", highlight=False, soft_wrap=True, markup=False)
     if "truth" in summary:
