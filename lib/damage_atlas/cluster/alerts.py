@@ -27,6 +27,7 @@ Kind = Literal["born", "growth", "group", "drift"]
 
 _LARGEST_BALL = 24  # moments around a new image that are looked at
 _IMAGES_A_MOMENT = 4  # so many times as many images are looked through for them
+_NEAREST = 5  # moments: whose most of them are in a place belongs to it
 _MOSTLY = 0.5  # of a candidate's images: what makes it another alert's
 _BORN_NEW_SHARE, _BORN_LEAST = 0.2, 3  # of a born cluster's moments that no version had: else it is old noise
 _BORN_UNKNOWN_SHARE = 0.8  # of a born cluster's moments that were in no cluster before
@@ -140,15 +141,28 @@ def crowded_places(images: Images, earlier: Earlier, at_least: float) -> list[Fi
     from_seed, column = np.nonzero(inside & (near[seeds] < m))
     pairs = (np.ones(len(from_seed)), (seeds[from_seed], near[seeds][from_seed, column]))
     _, place = connected_components(csr_matrix(pairs, shape=(m, m)), directed=False)
+    nearest = np.where(counted & (sizes <= _NEAREST), near, len(pool))
     found = []
     for name in np.unique(place[seeds]):
         here = place[seeds] == name
-        members = np.flatnonzero(place == name)
+        members = _joined(np.flatnonzero(place == name), nearest, len(pool))
         there = np.union1d(members, near[seeds[here]][inside[here]])
         expected = len(np.unique(moment[there])) * share
         moments = len(np.unique(moment[members]))
         found.append(Finding("group", None, new[members], moments, expected, float(best[seeds[here]].max())))
     return sorted(found, key=lambda f: -f.score)
+
+
+def _joined(members: Ints, nearest_MK: Ints, nobody: int) -> Ints:
+    """A place with the new images around it: those of whose nearest moments most are in it, and so on from there."""
+    inside = np.zeros(nobody + 1, bool)
+    inside[members] = True
+    while True:
+        joins = inside[nearest_MK].sum(axis=1) > _NEAREST / 2
+        joins &= ~inside[: len(joins)]
+        if not joins.any():
+            return np.flatnonzero(inside)
+        inside[: len(joins)] |= joins
 
 
 def _clusters(images: Images, earlier: Earlier, clusters: Sequence[Cluster], spec: ClusterSpec) -> list[Finding]:
