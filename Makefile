@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 OLDEST := var/airflow-oldest
 OLDEST_AIRFLOW := --exclude-newer 2025-09-15 apache-airflow==3.0.6 httpx wtforms pytest pytest-timeout
 
-.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench up down clean
+.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench bench-train bench-dags bench-cluster up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -56,7 +56,7 @@ test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real 
 	$(BIN)/python -m pytest tests/ray tests/airflow
 
 test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more of the workers (25 minutes)
-	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/ray tests/airflow
+	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/store/test_publishing_together.py tests/ray tests/airflow
 
 test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environment without ray and torch (12 minutes)
 	test -x $(OLDEST)/bin/python || $(BIN)/uv venv --quiet --python $(PYTHON) $(OLDEST)
@@ -66,6 +66,15 @@ test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environm
 
 bench: setup ## benchmarks against named peers; each prints a ratio
 	$(BIN)/python -m bench
+
+bench-train: setup ## a training step against the plain recipe and against explicit tuples
+	$(BIN)/python -m bench.train
+
+bench-dags: setup ## how long Airflow takes for the DAG files
+	$(BIN)/python -m bench.dags
+
+bench-cluster: setup ## t-SNE, DBSCAN and the cluster stage against their peers, and how they grow
+	$(BIN)/python -m bench cluster
 
 up: ## the team's stack in containers: PostgreSQL, Airflow, Ray, an S3 server (needs Docker)
 	infra/compose/up.sh

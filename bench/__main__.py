@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from bench import embed, embed_ray, gradcam, index, train_step
+from bench import cluster, dags, embed, embed_ray, gradcam, index, train, train_step
 
 BENCHMARKS = {
     "gradcam": gradcam.main,
     "train_step": train_step.main,
+    "train": train.main,
     "embed": embed.main,
     "embed_ray": embed_ray.main,
     "index": index.main,
+    "dags": dags.main,
+    "cluster": cluster.main,
 }
 
 if __name__ == "__main__":

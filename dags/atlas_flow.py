@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from airflow.sdk import Asset, BaseNotifier, get_current_context, task
+from airflow.sdk import Asset, AssetAlias, BaseNotifier, BaseOperatorLink, get_current_context, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_ray_jobs import RayJobOperator
@@ -18,12 +21,20 @@ from damage_atlas.errors import AtlasError, InputError
 from damage_atlas.spec import ArchiveSpec, parse_document, with_overrides
 from damage_atlas.store import Run, Store, absolute, start_run
 
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
+
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Where archive files lie, what their relative folders are relative to, and where everything is stored.
 ARCHIVES = Path(os.environ.get("DAMAGE_ATLAS_ARCHIVES", _REPOSITORY / "infra" / "archives"))
 DATA = os.environ.get("DAMAGE_ATLAS_DATA", str(_REPOSITORY / "var"))
 STORE = os.environ.get("DAMAGE_ATLAS_STORE", str(_REPOSITORY / "var" / "store"))
+
+# Airflow's pool for the stages that use a GPU if Ray has one; it has to count deferred tasks, which these are.
+GPU_POOL = os.environ.get("DAMAGE_ATLAS_GPU_POOL", "default_pool")
+GPU_STAGES = frozenset({"train", "embed", "explain"})
 
 DEFAULTS = {
     "owner": "inspection",
@@ -41,6 +52,38 @@ def archives() -> list[ArchiveSpec]:
     return [parse_document(ArchiveSpec, file.read_text(), file.name) for file in sorted(ARCHIVES.glob("*.yaml"))]
 
 
+def model_asset(model: str) -> Asset:
+    """A model's promoted version; each promotion is an event of it."""
+    return Asset(name=f"model {model}", uri=f"damage-atlas://models/{model}")
+
+
+def delivery_asset(archive: str) -> Asset:
+    """An archive's deliveries; whoever brings one says so by an event, with its name as ``delivery``."""
+    return Asset(name=f"deliveries {archive}", uri=f"damage-atlas://archives/{archive}/deliveries")
+
+
+# Which model is trained is known when the task runs.
+PROMOTED = AssetAlias("promoted models")
+
+
+def announce_model(context: Any, result: Any) -> None:
+    """What the task ``train`` does last: the archives of the model are re-clustered with it."""
+    with told_to_airflow():
+        archive = _archive(context["params"]["archive"])
+    context["outlet_events"][PROMOTED].add(model_asset(archive.model))
+
+
+@contextmanager
+def told_to_airflow() -> Iterator[None]:
+    """An error of ours fails the task for good unless it says that a retry may help."""
+    try:
+        yield
+    except AtlasError as error:
+        if error.retryable:
+            raise
+        raise AirflowFailException(error.message) from error
+
+
 def located(folder: str) -> str:
     """A folder of an archive file as an address: relative ones lie under $DAMAGE_ATLAS_DATA."""
     if "://" in folder or folder.startswith("/"):
@@ -48,7 +91,11 @@ def located(folder: str) -> str:
     return f"{absolute(DATA)}/{folder}"
 
 
-@task(retries=2, execution_timeout=timedelta(minutes=5))
+@task(
+    retries=2,
+    execution_timeout=timedelta(minutes=5),
+    doc_md="Freezes what the run does: images, model version, settings, and the version that it builds on.",
+)
 def open_run(kind: RunKind, archive: str | None = None) -> str:
     """Write the run's run.yaml and return the run's address; a retry gets the same run.
 
@@ -57,39 +104,60 @@ def open_run(kind: RunKind, archive: str | None = None) -> str:
     """
     context = get_current_context()
     dag_run, params = context["dag_run"], context["params"]
-    name = archive or params["archive"]
-    try:
-        spec = next((a for a in archives() if a.archive == name), None)
-        if spec is None:
-            raise InputError(f"there is no archive {name} in {ARCHIVES}; add {name}.yaml or choose another.")
+    with told_to_airflow():
+        spec = _archive(archive or params["archive"])
         training = kind == "train"
         version = params.get("model_version")
         images = spec.training_images if training else spec.images
         if images is None:
-            raise InputError(f"archive {name} names no training_images; add them to its file.")
+            raise InputError(f"archive {spec.archive} names no training_images; add them to its file.")
         settings = spec.training_settings if training else spec.settings
         notifiers_of(spec)  # hours before the first alert, not when it is due
         changes = [f"train.iterations={params['iterations']}"] if params.get("iterations") else []
         return start_run(
             Store(STORE),
             kind=kind,
-            archive=name,
+            archive=spec.archive,
             images=located(images),
             model=f"{spec.model}@{version}" if version else spec.model,
             settings=with_overrides(settings, changes, "form"),
-            delivery=params.get("delivery") or None,
+            delivery=params.get("delivery") or _announced_delivery(context),
             run_id=_run_id(dag_run.run_after.strftime("%Y%m%dT%H%M%SZ"), dag_run.run_id),
         ).uri
-    except AtlasError as error:
-        if error.retryable:
-            raise
-        raise AirflowFailException(error.message) from error
 
 
-def stage_task(stage: str, run_uri: Any) -> RayJobOperator:
-    """A stage of the run as a Ray job; its id and its attempt follow the run, so that a retry adopts a live job."""
+def _archive(name: str) -> ArchiveSpec:
+    found = next((archive for archive in archives() if archive.archive == name), None)
+    if found is None:
+        raise InputError(f"there is no archive {name} in {ARCHIVES}; add {name}.yaml or choose another.")
+    return found
+
+
+def _announced_delivery(context: Any) -> str | None:
+    """The last by name of the deliveries whose events started this run; None if it was started otherwise."""
+    events = [event for each in (context.get("triggering_asset_events") or {}).values() for event in each]
+    named = {str(event.extra["delivery"]) for event in events if (event.extra or {}).get("delivery")}
+    return max(named, default=None)
+
+
+class ReportLink(BaseOperatorLink):  # type: ignore[misc]
+    """A button on a task that leads to the run's report, within Airflow."""
+
+    name = "Report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """The tab of ``infra/airflow/plugins/damage_atlas_reports.py``, from where Airflow's pages begin."""
+        return f"dags/{quote(ti_key.dag_id)}/runs/{quote(ti_key.run_id, safe='')}/plugin/damage-atlas-report"
+
+
+def stage_task(stage: str, run_uri: Any, **more: Any) -> RayJobOperator:
+    """A stage of the run as a Ray job; its id and its attempt follow the run, so that a retry adopts a live job.
+
+    Args:
+        more: further arguments of the operator.
+    """
     timeout = TIMEOUTS.get(stage, _TIMEOUT)
-    return RayJobOperator(
+    operator = RayJobOperator(
         task_id=stage,
         entrypoint=f"python -m workers.{stage} '{run_uri}' --attempt {{attempt}}",
         # Airflow writes run.yaml, and the workers read it.
@@ -97,7 +165,12 @@ def stage_task(stage: str, run_uri: Any) -> RayJobOperator:
         execution_timeout=timeout,
         job_timeout=timeout,
         doc_md=STAGE_DOCS[stage],
+        pool=GPU_POOL if stage in GPU_STAGES else None,
+        **more,
     )
+    if stage in ("report", "publish"):
+        operator.operator_extra_links = (ReportLink(),)
+    return operator
 
 
 def alert_task(archive: ArchiveSpec, run_uri: Any) -> Any:

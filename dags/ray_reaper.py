@@ -14,6 +14,7 @@ from airflow.sdk import DAG
 from airflow.timetables.trigger import CronTriggerTimetable
 
 from airflow_ray_jobs import RayReaperOperator
+from notify import alerts
 
 with DAG(
     dag_id="ray_reaper",
@@ -30,5 +31,6 @@ with DAG(
     },
     tags=["damage-atlas", "maintenance"],
     doc_md=__doc__,
-):
+    **alerts(1),
+) as dag:
     RayReaperOperator(task_id="reap", doc_md="Looks at every live Ray job of this Airflow, twice, before it stops one.")

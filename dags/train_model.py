@@ -1,6 +1,7 @@
 """Labelled images become a model version.
 
-Trains the model of an archive on its labelled images and promotes the new version; later re-clustering runs use it.
+Trains the model of an archive on its labelled images and promotes the new version; the archives that use the model
+are re-clustered with it, if their DAGs are switched on.
 Give the archive. The number of iterations may be changed for one run; everything else stands in the archive's file.
 """
 
@@ -8,7 +9,8 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param
 
-from atlas_flow import DEFAULTS, archives, open_run, stage_task
+from atlas_flow import DEFAULTS, PROMOTED, announce_model, archives, open_run, stage_task
+from notify import alerts
 
 trainable = [archive.archive for archive in archives() if archive.training_images]
 
@@ -36,6 +38,8 @@ with DAG(
             description="Empty: as the archive's file says.",
         ),
     },
-):
+    **alerts(24),
+) as dag:
     run = open_run("train")
-    run >> stage_task("catalog", run) >> stage_task("train", run)
+    train = stage_task("train", run, outlets=[PROMOTED], post_execute=announce_model)
+    run >> stage_task("catalog", run) >> train

@@ -88,11 +88,10 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     context.target_max_block_size = None  # a part stays in one piece
     gpus = int(ray.cluster_resources().get("GPU", 0))
     on_gpu = gpus >= 1
-    resources = {"num_cpus": spec.threads_per_actor, "scheduling_strategy": "SPREAD"}
     items = [{"part": json.dumps({**asdict(part), "wanted": part.wanted.model_dump()})} for part in parts]
     results = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(decode_rows, batch_size=1, fn_kwargs={"run_uri": run.uri}, **resources)
+        .map_batches(decode_rows, batch_size=1, fn_kwargs={"run_uri": run.uri}, num_cpus=spec.threads_per_actor)
         .map_batches(
             ForwardActor,
             batch_size=1,
@@ -101,8 +100,8 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
             compute=ActorPoolStrategy(
                 size=min(spec.actors, len(parts), gpus or len(parts)), max_tasks_in_flight_per_actor=1
             ),
-            **resources,
-            **({"num_gpus": 1} if on_gpu else {}),
+            num_cpus=spec.threads_per_actor,
+            num_gpus=1 if on_gpu else None,
         )
     )
     nodes, actors = Counter[str](), Counter[str]()

@@ -56,6 +56,8 @@ def _demo(folder: Path, size: str) -> None:
         # The last demo may have been stopped in the middle; the library goes on by itself, Airflow's runs do not.
         for each in ("train_model", dag):
             airflow.end_unfinished_runs(each)
+        # The new model would start it at once, for all deliveries together.
+        airflow.pause(dag)
         say(f"Airflow is at {airflow.url} (user {airflow.user}, password {airflow.password}) until this ends")
         stamp = int(time.time())
         _follow(

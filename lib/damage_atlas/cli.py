@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,6 +103,9 @@ def recluster(
     archive: ArchiveOption,
     images: ImagesOption,
     model: Annotated[str, typer.Option("--model", help="NAME or NAME@VERSION; by default the promoted version.")],
+    vectors: Annotated[
+        str | None, typer.Option("--vectors", help="Parquet file of vectors that another model made; --model names it.")
+    ] = None,
     delivery: Annotated[str | None, typer.Option("--delivery", help="List up to and with this delivery.")] = None,
     spec: SpecOption = None,
     set_: SetOption = None,
@@ -109,6 +113,11 @@ def recluster(
     as_json: JsonFlag = False,
 ) -> None:
     """Catalog to publish with a model that is there; vectors of earlier runs are reused."""
+    if vectors is not None:
+        from damage_atlas.embed import adopt_vectors
+
+        card = adopt_vectors(Store(store), model, vectors)
+        model = f"{card.model}@{card.version}"
     defaults = Settings(catalog=CatalogSpec(labels="none", deliveries="folder" if delivery else "none"))
     _finish(
         start_run(
@@ -247,6 +256,42 @@ def duplicates(
 
 
 @app.command()
+def decide(
+    asset: Annotated[str, typer.Argument(help="As the report names it.")],
+    decision: Annotated[str, typer.Argument(help="visit, defer, known; none takes an earlier decision back.")],
+    store: StoreOption,
+    archive: ArchiveOption,
+    by: Annotated[str, typer.Option("--by", envvar="DAMAGE_ATLAS_USER", help="Who decides.")],
+    note: Annotated[str, typer.Option("--note", help="Shown beside the decision.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Note what is to be done about an asset; the reports of all later runs show it, with who and when."""
+    from damage_atlas.decide import decide as note_down
+
+    made = note_down(Store(store), archive, asset, decision, by, note)
+    _print(
+        made,
+        as_json,
+        f"decision {made['number']} of {archive}: {asset} is {made['decision']}, by {made['decided_by']}; reports "
+        "show it from the next run on",
+    )
+
+
+@app.command()
+def decisions(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = False) -> None:
+    """The decisions about assets that hold, the newest first."""
+    from damage_atlas.decide import decisions as that_hold
+
+    rows = that_hold(Store(store), archive)
+    if as_json:
+        _json(rows)
+    elif rows:
+        _table(rows, ("asset_id", "decision", "decided_by", "decided_at", "version", "note"))
+    else:
+        console.print(f"nothing is decided in {archive}", highlight=False, markup=False)
+
+
+@app.command()
 def forget(
     uri: Annotated[str, typer.Argument(help="A uri as the report prints it, a path below the images, or an image_id.")],
     store: StoreOption,
@@ -264,6 +309,30 @@ def forget(
         f"forgotten: {done['images']} images, {done['deleted']} objects deleted; version {done['version']} of "
         f"{archive} is without them. The files themselves are yours to delete.",
     )
+
+
+@app.command()
+def prune(
+    store: StoreOption,
+    archive: ArchiveOption,
+    days: Annotated[float, typer.Option("--days", min=1, help="Runs with a younger stage stay.")] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take away runs that were never published: mark them, and a day later delete what is marked."""
+    from damage_atlas.store.retention import prune as pass_over
+
+    done = pass_over(Store(store), archive, days, dry_run=dry_run)
+    lines = [
+        f"{title}: {', '.join(ids)}"
+        for title, ids in (
+            ("marked, to be deleted from tomorrow on", done.retired),
+            (f"deleted, {done.objects} objects", done.removed),
+            ("kept, of unknown age", done.undated),
+        )
+        if ids
+    ]
+    _print(asdict(done), as_json, "\n".join(lines) or "nothing to take away")
 
 
 @app.command()
@@ -397,6 +466,107 @@ def verify(
         raise typer.Exit(1)
 
 
+WorkOption = Annotated[Path, typer.Option("--work", help="Folder of the experiment; what it holds is not repeated.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0 on.")]
+
+
+@app.command()
+def subclasses(
+    images: ImagesOption,
+    work: WorkOption,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant", help="A known one, or 'NAME: train.instance_weight=1 …'; the first is the reference."
+        ),
+    ] = None,
+    pairings: Annotated[int | None, typer.Option("--pairings", min=1, help="Ways to merge; by default all.")] = None,
+    seeds: SeedsOption = 1,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    groups: GroupsOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Experiment: merge the classes into pairs, train on the pairs, and look how well the classes are found again."""
+    from damage_atlas.experiments import data, plots
+    from damage_atlas.experiments import subclasses as experiment
+
+    settings = _settings(spec, set_, groups, Settings())
+    variants = dict(map(experiment.parse_variant, variant or list(experiment.VARIANTS)))
+    scores = (
+        "coarse_knn",
+        "fine_knn",
+        "fine_ari",
+        "fine_ari_eps_3",
+        "fine_ari_dbscan_in_embedding",
+        "fine_ari_k_means",
+    )
+    with data.open_images(images, work, settings) as (found, pixels):
+        plan = experiment.Plan(settings, variants, experiment.pairings(found.classes)[:pairings], range(seeds))
+        rows = experiment.recover_subclasses(found, pixels, plan, work / "subclasses.jsonl", _say_row)
+    (work / "subclasses.png").write_bytes(plots.draw_scores(rows, "variant", scores))
+    _print_experiment(experiment.summarise(rows, list(variants), scores), as_json)
+
+
+@app.command()
+def baselines(
+    images: ImagesOption,
+    work: WorkOption,
+    method: Annotated[list[str] | None, typer.Option("--method", help="One of them; by default all.")] = None,
+    rates: Annotated[str, typer.Option("--rates", help="Learning rates that each method is tuned over.")] = "1e-4,1e-3",
+    seeds: SeedsOption = 1,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    groups: GroupsOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Experiment: held-out scores of our loss beside other losses on the same network, and without learning."""
+    from damage_atlas.experiments import baselines as experiment
+    from damage_atlas.experiments import data, plots
+    from damage_atlas.experiments.subclasses import summarise
+
+    settings = _settings(spec, set_, groups, Settings())
+    methods = method or list(experiment.METHODS)
+    if unknown := [name for name in methods if name not in experiment.METHODS]:
+        raise InputError(f"--method {unknown[0]} is not known; {', '.join(experiment.METHODS)} are.")
+    try:
+        learning_rates = [float(rate) for rate in rates.split(",")]
+    except ValueError as error:
+        raise InputError(f"--rates {rates}: expected numbers with commas between them.") from error
+    scores = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
+    with data.open_images(images, work, settings) as (found, pixels):
+        rows = experiment.compare_baselines(
+            found, pixels, settings.train, methods, range(seeds), learning_rates, work / "baselines.jsonl", _say_row
+        )
+    (work / "baselines.png").write_bytes(plots.draw_scores(rows, "method", scores))
+    _print_experiment(summarise(rows, methods, scores, "method"), as_json)
+
+
+def _say_row(row: dict[str, Any]) -> None:
+    logging.getLogger("damage_atlas").info("%s", json.dumps(row))
+
+
+def _print_experiment(table: list[dict[str, Any]], as_json: bool) -> None:
+    """A column for each name, a line for each score: mean ± half the 95% interval, and the gain over the first name."""
+    if as_json:
+        _json(table)
+        return
+    by, runs, *scores = table[0]
+    names = tuple(f"{row[by]} ({row[runs]})" for row in table)
+    lines = [
+        {"score": score} | {n: _mean_text(row, score) for n, row in zip(names, table, strict=True)} for score in scores
+    ]
+    _table(lines, ("score", *names))
+
+
+def _mean_text(row: dict[str, Any], score: str) -> str:
+    def text(mean: float, half: float | None, sign: str = "") -> str:
+        return f"{mean:{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+    (mean, half), gain = row[score], row.get(f"{score}_gain")
+    return text(mean, half) + (f" ({text(gain[0], gain[1], '+')})" if gain else "")
+
+
 @app.command()
 def failed(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
     """Every quarantined file of a run, with its reason."""
@@ -417,6 +587,35 @@ def show(run_uri: RunArgument, as_json: JsonFlag = False) -> None:
     from damage_atlas.query import show as glance
 
     _print(glance(Run.load(run_uri)), as_json)
+
+
+@app.command()
+def doctor(
+    store: Annotated[
+        str | None, typer.Option("--store", envvar="DAMAGE_ATLAS_STORE", help="The store to look at.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Ray's dashboard, http://HOST:8265; by default the environment's.")
+    ] = None,
+    airflow: Annotated[
+        str | None, typer.Option("--airflow", help="Airflow's API, http://HOST:8080; by default the environment's.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check installation, GPU, store, Ray, Airflow and clocks, and say what to mend; 1 if anything is amiss."""
+    from damage_atlas.doctor import examine
+
+    findings = examine(store, ray, airflow)
+    sick = [finding for finding in findings if finding.state == "bad"]
+    if as_json:
+        _json({"ok": not sick, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            sign = {"ok": "ok     ", "bad": "MEND   ", "skipped": "skipped"}[finding.state]
+            mend = f"\n        -> {finding.mend}" if finding.mend else ""
+            console.print(f"{sign} {finding.says}{mend}", highlight=False, soft_wrap=True, markup=False)
+    if sick:
+        raise typer.Exit(1)
 
 
 def _read_text(file: Path) -> str:

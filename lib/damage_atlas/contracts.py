@@ -114,6 +114,7 @@ POINTS: Final = pa.schema(
         pa.field("label_source", pa.string()),  # given, predicted
         pa.field("asset_id", pa.string()),
         pa.field("delivery", pa.string()),
+        pa.field("landmark", pa.bool_()),  # false: not on the map itself, but placed by its nearest landmarks
     ]
 )
 
@@ -132,6 +133,9 @@ CLUSTERS: Final = pa.schema(
         # beyond the contract
         pa.field("new_share", pa.float32()),  # share of its images that the previous version did not hold
         pa.field("novelty", pa.float32()),  # mean over its points
+        pa.field("reappears", pa.float32()),  # share of resamples in which it came back; null without resamples
+        pa.field("cohesion", pa.float32()),  # how far its points are each other's neighbours in the embedding
+        pa.field("explained_by", pa.string()),  # what explains it better than the class: asset, photo, …
     ]
 )
 
@@ -212,6 +216,28 @@ EXPLANATIONS: Final = pa.schema(
     ]
 )
 
+# How the looks at an asset moved between clusters from one inspection to the next; see report.transitions.
+TRANSITIONS: Final = pa.schema(
+    [
+        pa.field("asset_id", pa.string(), nullable=False),
+        pa.field("from_inspection", pa.string(), nullable=False),
+        pa.field("to_inspection", pa.string(), nullable=False),
+        pa.field("matched_by", pa.string(), nullable=False),  # place, share
+        pa.field("from_cluster_id", pa.int64()),  # null for noise
+        pa.field("to_cluster_id", pa.int64()),
+        pa.field("from_severity", pa.float32(), nullable=False),  # grades of the code table
+        pa.field("to_severity", pa.float32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # progression, unclear, moved, improvement, steady
+        pa.field("newest", pa.bool_(), nullable=False),  # whether to_inspection is the asset's newest
+        pa.field("looks", pa.float32(), nullable=False),  # pairs of the same place; of shares an estimate
+        pa.field("of_looks", pa.int64(), nullable=False),  # that were compared
+        pa.field("chance", pa.float32()),  # how likely as large a shift of shares is without any change
+        pa.field("positions_m", pa.list_(pa.float64()), nullable=False),  # where, in the later inspection
+        pa.field("from_observation_id", pa.string()),  # one pair to look at
+        pa.field("to_observation_id", pa.string()),
+    ]
+)
+
 ASSETS: Final = pa.schema(
     [
         pa.field("asset_id", pa.string(), nullable=False),
@@ -222,9 +248,17 @@ ASSETS: Final = pa.schema(
         pa.field("new_observations", pa.int64(), nullable=False),
         pa.field("progression", pa.string()),
         pa.field("coverage_share", pa.float32()),
-        pa.field("decision", pa.string(), nullable=False),
+        pa.field("decision", pa.string(), nullable=False),  # visit, defer, known, none
         pa.field("decided_by", pa.string()),
         pa.field("decided_at", pa.timestamp("us", tz="UTC")),
+        # beyond the contract
+        pa.field("severity", pa.float32(), nullable=False),  # grade of the kind of damage that counts most
+        pa.field("extent", pa.float32(), nullable=False),  # share of its looks that show this kind
+        pa.field("change", pa.float32(), nullable=False),  # share of these that are worse than before
+        pa.field("rarity", pa.float32(), nullable=False),  # of this kind among the assets, 0 to 1
+        pa.field("looks", pa.int64(), nullable=False),  # that its present state is taken from
+        pa.field("last_inspection", pa.string()),
+        pa.field("note", pa.string()),  # of the decision
     ]
 )
 
@@ -253,6 +287,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "cluster/noise.parquet": NOISE,
     "explain/explanations.parquet": EXPLANATIONS,
     "report/assets.parquet": ASSETS,
+    "report/transitions.parquet": TRANSITIONS,
     "train/history.parquet": HISTORY,
 }
 
@@ -329,6 +364,9 @@ class VersionRecord(Document):
     published_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+GIVEN: Final = "given"  # network.kind of a model version that is a file of vectors
+
+
 class ModelCard(Document):
     """``model.json``: what a model version is; written after its weights, so that its presence proves them."""
 
@@ -347,6 +385,11 @@ class ModelCard(Document):
     scores: dict[str, float]
     code_version: str
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def is_given(self) -> bool:
+        """Whether somebody else's model made its vectors: a file of them, and no network to ask."""
+        return bool(self.network.get("kind") == GIVEN)
 
 
 REFERENCE: Final = pa.schema(
@@ -458,6 +501,18 @@ class Alerts(Document):
     old_images: int = 0
     limits: dict[str, float]
     alerts: list[Alert] = Field(default_factory=list)
+
+
+class Decision(Document):
+    """``decisions/00000001.json`` of an archive: what a person decided about an asset; the newest one counts."""
+
+    asset_id: str
+    decision: Literal["visit", "defer", "known", "none"]  # none takes an earlier one back
+    decided_by: str = Field(min_length=1)
+    version: int  # of the archive, that it was decided on
+    score: float | None = None  # of the asset then; one that has risen well above it is listed again
+    note: str = ""
+    decided_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
 class Promotion(Document):

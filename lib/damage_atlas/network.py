@@ -31,6 +31,7 @@ CHANNELS = (8, 32, 64, 128)
 REDUCTION_UNITS = 128  # FC1, the reduction layer of equation (6)
 _PIXEL_MEAN, _PIXEL_SPREAD = 127.5, 63.75
 _CPU_BATCH = 16
+_CPU_PIXELS = 20 * 160 * 160  # of a training pass, at once
 
 _PATCH = 16  # of the Mixer, pixels; the sizes below keep it at half of Table 3's multiplications
 _MIXER_BLOCKS, _MIXER_CHANNELS, _PLACE_UNITS, _CHANNEL_UNITS = 4, 128, 64, 256
@@ -59,8 +60,8 @@ class EmbeddingNet(nn.Module):
         self.fc2 = nn.Linear(REDUCTION_UNITS, self.embedding_size)
 
     def prepare(self, pixels_BHWC: np.ndarray | Tensor) -> Tensor:
-        """Preprocessed pixels (uint8, B x H x W x 3) as this network's input (float32, B x 3 x H x W)."""
-        return to_input(pixels_BHWC, self.standardize)
+        """Preprocessed pixels (uint8, B x H x W x 3) as this network's input (B x 3 x H x W, of its weights' type)."""
+        return to_input(pixels_BHWC, self.standardize).to(self.fc2.weight.dtype)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """The feature layer of equation (7): B x M x H x W."""
@@ -82,7 +83,9 @@ class EmbeddingNet(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings of unit length: B x D."""
         units = functional.relu(self.reduction(self.features(images_BCHW)))
-        return functional.normalize(self.fc2(units).float(), dim=1)
+        vectors = self.fc2(units)
+        # Half a float is too short for cosines; a network in float64, to check sums with, keeps its digits.
+        return functional.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
 
 
 class DamageNet(EmbeddingNet):
@@ -112,6 +115,14 @@ class DamageNet(EmbeddingNet):
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Relu4: B x 128 x H/8 x W/8."""
+        if torch.is_grad_enabled() and images_BCHW.device.type == "cpu":
+            # What the backward pass needs of more images does not fit a core's caches: half as much time again.
+            pieces = images_BCHW.chunk(-(-images_BCHW[:, 0].numel() // _CPU_PIXELS)) if len(images_BCHW) else ()
+            if len(pieces) > 1:
+                return torch.cat([self._features(piece) for piece in pieces])
+        return self._features(images_BCHW)
+
+    def _features(self, images_BCHW: Tensor) -> Tensor:
         # ReLU after the pooling: the same values and gradients as before it, on a quarter of the places.
         maps = functional.relu(_halve(self.conv1(images_BCHW)))
         maps = functional.relu(_halve(self.conv2(maps)))

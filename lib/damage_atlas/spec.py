@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from damage_atlas.errors import SpecError
 D = TypeVar("D", bound=BaseModel)
 
 MODULE_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:Class
+MAX_GRADE: Final = 5.0  # the worst severity, as in PACP
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -157,16 +158,29 @@ class IndexSpec(Document):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+PAPER_EPS, PAPER_MIN_NEIGHBOURS = 3.0, 10
+_SET_BY_THE_PAPER = ("eps", "split_apart", "min_neighbours")
+
+
 class ClusterSpec(Document):
     """Map and clusters."""
 
     perplexity: float = Field(30.0, gt=1)
     map_iterations: int = Field(750, ge=250)
     seed: int = Field(0, ge=0, lt=2**31)
-    eps: float | Literal["auto"] = "auto"  # map units; the paper's is 3
+    landmarks: int = Field(100_000, ge=1000)  # up to so many images all are mapped; beyond it so many of them
+    memory_gib: float = Field(8.0, gt=0)  # refused before the stage if it is going to need more
+    refit: bool = False  # fit the map anew; else new images are placed on the previous version's
+    refit_above: float = Field(0.5, ge=0)  # share of images that came or went since the map was fitted
+    # paper: DBSCAN with eps 3 and 10 neighbours, and nothing split.
+    method: Literal["dbscan", "paper", "hdbscan", "kmeans"] = "dbscan"
+    kmeans_clusters: int = Field(20, ge=1)
+    eps: float | Literal["auto"] = "auto"  # map units
     # Silhouette in the embedding from which a cluster's parts become clusters; null: DBSCAN alone, as in the paper.
     split_apart: float | None = Field(0.5, ge=-1, le=1)
     min_neighbours: int = Field(10, ge=1)
+    resamples: int = Field(6, ge=0, le=100)  # maps that are made to see which clusters come back; 0: none
+    resample_points: int = Field(1500, ge=100)  # images of such a map
     threads: int = Field(2, ge=1, le=1024)
     # An alert needs this much: -log10 of the chance of so many new images there, all places counted in. 3 gave no
     # more than 1 false alarm in 100 quiet deliveries (docs/results.md).
@@ -180,6 +194,14 @@ class ClusterSpec(Document):
         if not isinstance(eps, str) and eps <= 0:
             raise ValueError("eps must be above 0, or auto")
         return eps
+
+    @model_validator(mode="after")
+    def _the_paper_says(self) -> ClusterSpec:
+        if self.method == "paper":
+            for name in _SET_BY_THE_PAPER:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"method paper sets {name} itself: leave it out, or take method dbscan")
+        return self
 
 
 class ExplainSpec(Document):
@@ -197,6 +219,11 @@ class ReportSpec(Document):
     title: str | None = None
     hover_pictures: int = Field(1500, ge=0)  # points that carry a thumbnail
     thumbnail_size: int = Field(56, ge=16, le=256)  # pixels
+    # Label -> grade, 0 (none) to 5 (worst): the code table that severities come from.
+    severities: dict[str, Annotated[float, Field(ge=0, le=MAX_GRADE)]] = Field(default_factory=dict)
+    severity_of_others: float = Field(3.0, ge=0, le=MAX_GRADE)  # of labels that the table lacks and that name damage
+    same_place_m: float = Field(0.5, gt=0)  # positions as near as this are one place
+    same_place_clock: float = Field(1.0, ge=0, le=6)  # hours of the clock face
 
 
 class Settings(Document):
@@ -256,6 +283,7 @@ class ArchiveSpec(Document):
     timezone: str = "UTC"
     tags: list[str] = Field(default_factory=list)
     notifiers: list[NotifierSpec] = Field(default_factory=list)  # of alerts
+    deadline_hours: float = Field(24, gt=0)  # a run that takes longer is told to whoever is told of failures
     training_images: str | None = None  # labelled images that `train_model` learns from
     training_settings: Settings = Settings()
     settings: Settings = Settings(catalog=CatalogSpec(labels="none", deliveries="folder"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -116,6 +118,16 @@ def test_xcom_carries_status_and_addresses(runs: dict[str, str], airflow: LocalA
     assert result["version"] == 2 and result["run_uri"].startswith(store.root)
     assert b"<html" in store.read(result["report"].removeprefix(f"{store.root}/"))[:200]
     assert Run.load(result["run_uri"]).spec.delivery == "d2"
+
+
+def test_airflow_shows_the_report(runs: dict[str, str], airflow: LocalAirflow, store: Store) -> None:
+    result = airflow.xcom("recluster_small", runs["d2"], "publish")
+    query = urlencode({"dag_id": "recluster_small", "run_id": runs["d2"]})
+    request = urllib.request.Request(f"{airflow.url}/damage-atlas/report?{query}", headers=airflow.bearer)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.read() == store.read(result["report"].removeprefix(f"{store.root}/"))
+    links = airflow.get(f"/dags/recluster_small/dagRuns/{quote(runs['d2'])}/taskInstances/publish/links")["extra_links"]
+    assert links["Report"].endswith("/plugin/damage-atlas-report")
 
 
 def test_bad_input_is_not_tried_again(runs: dict[str, str], airflow: LocalAirflow) -> None:

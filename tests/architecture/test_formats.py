@@ -25,6 +25,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "`alerts.json`": contracts.Alerts,
     "an alert": contracts.Alert,
     "a sighting": contracts.Sighting,
+    "`decisions/00000001.json`": contracts.Decision,
     "`run.yaml`": RunSpec,
     "`infra/archives/NAME.yaml`": ArchiveSpec,
 }

@@ -91,8 +91,9 @@ def test_opens_quietly_and_fits(run: Run, browser: Browser, width: int, dark: bo
         Scene(images=0, clusters=0, assets=0, quarantined=2, duplicates=0, previous=False),
         Scene(images=40, clusters=0, labelled=False, quarantined=100),
         Scene(images=700, clusters=60, hover_pictures=30),
+        Scene(images=400, clusters=9, places=9, hover_pictures=30),
     ],
-    ids=["one image", "no images", "all noise, no labels", "60 clusters"],
+    ids=["one image", "no images", "all noise, no labels", "60 clusters", "places"],
 )
 def test_edge_cases_open_quietly(scene: Scene, browser: Browser, tmp_path: Path) -> None:
     run = make_run(tmp_path, scene)
@@ -247,6 +248,31 @@ def test_page_states_what_the_json_says(run: Run, page: Page) -> None:
     assert files == [visible(bad["file"]) for bad in document["quarantined"]]
     ranking = page.locator(".ranking tbody th").all_text_contents()
     assert ranking == [visible(asset["asset_id"]) for asset in document["assets"]]
+
+
+def test_moves_and_courses_agree_with_the_json(browser: Browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path, Scene(images=300, clusters=8, assets=5, places=9, hover_pictures=30))
+    write_report(run)
+    document = read_report(run)
+    opened = browser.open(page_path(run).as_uri(), width=400)
+    page = opened.page
+    moves = page.locator("#time [data-move]").evaluate_all("all => all.map((e) => e.dataset.move)")
+    assert moves == [row["kind"] for row in document["transitions"] if row["kind"] != "steady"]
+    assert moves[0] == "progression" and page.locator("#time [data-move]").first.is_visible()
+    matrix = page.locator("#time .matrix tbody tr")
+    assert matrix.count() == sum(any(course["looks"]) for course in document["over_time"]) + 1
+    assert matrix.last.inner_text().split()[1:] == [f"{n:,}" for n in document["looks_of_period"]]
+    bars = page.locator("#assets .bars")
+    courses = {course["asset_id"]: course["inspections"] for course in document["asset_courses"]}
+    for i, asset in enumerate(document["assets"]):
+        drawn = bars.nth(i).locator("g").evaluate_all("all => all.map((g) => g.querySelectorAll('rect').length)")
+        assert drawn == [len(seen["grades"]) for seen in courses[asset["asset_id"]]]
+        heights = (
+            bars.nth(i).locator("g:first-of-type rect").evaluate_all("all => all.map((r) => +r.getAttribute('height'))")
+        )
+        assert sum(heights) == pytest.approx(30, abs=0.05)
+    assert opened.errors == [] and opened.overflow_px() == 0
+    opened.page.context.close()
 
 
 def test_only_the_latest_delivery(page: Page) -> None:

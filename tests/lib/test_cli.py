@@ -11,6 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from damage_atlas.cli import main
@@ -157,6 +160,18 @@ def test_damaged_records_end_in_one_line(atlas, published: Path, images: Path, p
         code, out, err = atlas(*command)
         assert "Traceback" not in err
         assert code in (0, 1) and (code == 0 or "damaged" in out + err or "was changed" in out + err), (command, err)
+
+
+def test_vectors_of_another_model_are_mapped(atlas, images: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    files = [str(path.relative_to(images)) for path in sorted(images.rglob("*.png"))]
+    vectors = np.random.default_rng(0).normal(size=(len(files), 6)).tolist()
+    pq.write_table(pa.table({"file": files, "vector": vectors}), tmp_path / "vectors.parquet")
+    asked = ("recluster", "--store", tmp_path / "s", "--archive", "a", "--images", images, "--model", "theirs")
+    code, out, err = atlas(*asked, "--vectors", tmp_path / "vectors.parquet", "--json")
+    assert code == 0, err
+    assert json.loads(out)["counts"]["embedded"] == len(files)
+    code, _, err = atlas(*asked, "--vectors", tmp_path / "none.parquet")
+    assert code == 2 and "there is no such file" in err
 
 
 def test_search_with_filters_says_where_images_lie(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from torch.nn import functional
 
 from damage_atlas.errors import ContractError, InputError
 from damage_atlas.network import CustomNet, DamageNet, build_network, embed_pixels, load_network, to_input
@@ -49,6 +50,46 @@ def test_layers_of_table_3() -> None:
     counts = [sum(p.numel() for p in layer.parameters()) for layer in net.children()]
     assert counts == [224, 2_336, 18_496, 73_856, 6_553_728, 2_064]
     assert net.features(torch.zeros(1, 3, 160, 160)).shape == (1, 128, 20, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_before_relu_changes_no_bit(dtype: torch.dtype) -> None:
+    """Of a network whose many equal values (a black half, few grey levels) make many equal maxima."""
+    torch.manual_seed(0)
+    net = DamageNet(36).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pixels = torch.randint(0, 3, (4, 36, 36, 3), dtype=torch.uint8) * 127
+    pixels[:, :18] = 0
+
+    def as_printed(images: torch.Tensor) -> torch.Tensor:
+        maps = functional.max_pool2d(torch.relu(net.conv1(images)), 2)
+        maps = functional.max_pool2d(torch.relu(net.conv2(maps)), 2)
+        maps = functional.max_pool2d(torch.relu(net.conv3(maps)), 2)
+        return torch.relu(net.conv4(maps))
+
+    weights = [layer.weight for layer in (net.conv1, net.conv2, net.conv3, net.conv4)]
+    results = []
+    for features in (net.features, as_printed):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            maps = features(net.prepare(pixels))
+        results.append([maps, *torch.autograd.grad(maps.float().square().sum(), weights)])
+    for mine, printed in zip(*results, strict=True):
+        assert torch.equal(mine, printed)
+
+
+def test_training_in_pieces_gives_the_gradient_of_the_whole() -> None:
+    torch.manual_seed(0)
+    net = DamageNet(160).double()
+    images = torch.randn(24, 3, 160, 160, dtype=torch.float64)
+    grown = torch.randn(24, 16, dtype=torch.float64)
+    weights = [net.conv1.weight, net.conv4.weight, net.fc1.weight]
+    in_pieces = torch.autograd.grad(net(images), weights, grown)
+    each = [torch.autograd.grad(net(images[i : i + 8]), weights, grown[i : i + 8]) for i in (0, 8, 16)]
+    for mine, *wanted in zip(in_pieces, *each, strict=True):
+        assert torch.allclose(mine, sum(wanted), rtol=0, atol=1e-10 * float(mine.norm()))  # type: ignore[arg-type]
+    pieces: list[int] = []
+    net.conv1.register_forward_hook(lambda _module, _inputs, maps: pieces.append(len(maps)))
+    net(images)
+    assert pieces == [12, 12]
 
 
 def test_average_pooling_leaves_the_size_out_of_the_weights() -> None:

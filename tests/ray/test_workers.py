@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from damage_atlas.pipeline import run_pipeline
+from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.spec import RunSpec, Settings, with_overrides
 from damage_atlas.store import Run, Store, open_run
 from infra.local.ray_cluster import LocalRay
@@ -44,14 +43,6 @@ TABLES = {
     "explain": ("explanations.parquet",),
     "report": ("assets.parquet",),
 }
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
-    root = Path(__file__).resolve().parents[2]
-    env = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "lib")])}
-    with LocalRay(tmp_path_factory.mktemp("ray"), nodes=2, cpus_per_node=1, env=env) as ray:
-        yield ray
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +149,75 @@ def test_training_had_two_ranks_on_two_nodes(on_ray: tuple[Run, dict[str, str]])
     log = on_ray[1]["train"]
     nodes = {line.split("on node ")[1][:8] for line in log.splitlines() if "on node " in line}
     assert "rank 0 of 2" in log and "rank 1 of 2" in log and len(nodes) == 2, log[-3000:]
+
+
+# What the worker does, but for one iteration, and beside it the same iteration by one process alone.
+GRADIENTS = """
+import json, sys, tempfile
+from pathlib import Path
+
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from damage_atlas.images import Limits
+from damage_atlas.network import DamageNet
+from damage_atlas.store import Run
+from damage_atlas.train import labelled_images
+from damage_atlas.train.data import Pixels
+from damage_atlas.train.loop import Alone, Trainer, TrainingState, make_optimizer
+from workers.on_ray import connect
+from workers.train import RankExchange
+
+AUGMENTATION = {"crop_side": 0.7, "shift": 0.1, "instance_weight": 1.0, "instance_images": 12}
+NONE = {"erasing_probability": 0.0, "flips": False, "brightness": 0.0}
+
+
+def gradient(run, exchange, dtype, changes):
+    spec, images = run.spec.settings.train.model_copy(update=changes), labelled_images(run)
+    torch.manual_seed(0)
+    network = DamageNet(spec.input_size).to(dtype)
+    state = TrainingState(network, make_optimizer(network, spec))
+    with Pixels(images, run.spec.images, spec.input_size, Limits.of(run.spec.settings.catalog)) as pixels:
+        made = Trainer(
+            state, pixels, images.training_rows, images.training_codes, spec, exchange, images.label_sets
+        )
+        made.run(1, lambda _: None)
+    return torch.cat([p.grad.flatten() for p in made.parameters])
+
+
+def on_rank(config):
+    run, exchange, found = Run.load(config["run_uri"]), RankExchange(), {}
+    for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
+        for changed, changes in (("augmented", AUGMENTATION), ("as they are", NONE)):
+            mine, alone = (gradient(run, each, dtype, changes) for each in (exchange, Alone()))
+            found[f"{name}, {changed}"] = float((mine - alone).norm() / alone.norm())
+    file = Path(config["folder"]) / f"{exchange.rank}-of-{exchange.workers}.json"
+    file.write_text(json.dumps(found))
+
+
+connect()
+for workers in (2, 3):
+    TorchTrainer(
+        on_rank,
+        train_loop_config={"run_uri": sys.argv[1], "folder": sys.argv[2]},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(storage_path=tempfile.mkdtemp(dir=sys.argv[2])),
+    ).fit()
+"""
+
+
+@minutes_each
+def test_two_and_three_workers_give_the_gradients_of_one(cluster: LocalRay, images: Path, tmp_path: Path) -> None:
+    run = open_in(tmp_path / "store", images, "train.shards=6", "train.precision=float32")
+    run_stage(run, "catalog")
+    run_python(cluster, "-c", GRADIENTS, run.uri, str(tmp_path))
+    found = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
+    assert sorted(found) == ["0-of-2", "0-of-3", "1-of-2", "1-of-3", "2-of-3"]
+    for distances in found.values():
+        assert len(distances) == 4
+        for name, distance in distances.items():
+            assert distance < (1e-5 if name.startswith("float32") else 1e-10), (name, distance)
 
 
 @minutes_each

@@ -99,6 +99,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="cannot be written"):
         Store(tmp_path / "file" / "below").create("a", b"1")
+    store = Store(tmp_path)
+    with pytest.raises(StoreError, match="cannot be written"):  # it is not the object that exists already
+        store.create("file/a", b"1")
+    store.delete("file/a")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="cannot be deleted"):
+        store.delete("folder")
 
 
 def test_half_written_objects_are_never_listed(tmp_path: Path) -> None:

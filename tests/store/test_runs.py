@@ -94,6 +94,23 @@ def test_addresses_that_are_no_run(uri: str) -> None:
         Run.load(uri)
 
 
+def test_an_address_from_elsewhere_must_be_a_run_of_this_store(run: Run, tmp_path: Path) -> None:
+    assert Run.within(run.store, run.uri).spec == SPEC
+    other = Store(tmp_path / "other")
+    copied = run.key.replace(SPEC.run_id, "another-id")
+    run.store.create(f"{copied}/run.yaml", run.store.read(f"{run.key}/run.yaml"))
+    for store, uri in (
+        (other, run.uri),
+        (run.store, run.store.uri(copied)),  # its run.yaml is another run's
+        (run.store, f"{run.store.root}/x/{run.key}"),
+        (run.store, f"{run.store.root}/archives/../runs/{SPEC.run_id}"),
+        (run.store, f"{run.store.root}/archives/a/runs/b\0c"),
+        (run.store, "/etc/passwd"),
+    ):
+        with pytest.raises(SpecError):
+            Run.within(store, uri)
+
+
 def test_the_plan_of_the_first_attempt_stays(run: Run) -> None:
     assert run.stage("embed").plan({"rows": 5}) == {"rows": 5}
     assert run.stage("embed").plan({"rows": 9}) == {"rows": 5}

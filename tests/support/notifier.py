@@ -1,4 +1,4 @@
-"""A notifier that writes what it is asked to send to a file, and one that fails; for tests of alerts."""
+"""Airflow notifiers that write what they are told into a file, so that a test can read it, and one that fails."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import BaseNotifier
+
+
+class WritesToFile(BaseNotifier):  # type: ignore[misc]
+    """Appends ``text`` as a line to the file at ``path``, in the dag-processor as well as in the triggerer."""
+
+    template_fields = ("text",)
+
+    def __init__(self, path: str, text: str, context: Any = None) -> None:
+        super().__init__(context)
+        self.path = path
+        self.text = text
+
+    def notify(self, context: Any) -> None:
+        """Where a DAG's callbacks run."""
+        with Path(self.path).open("a", encoding="utf-8") as file:
+            file.write(self.text + "\n")
+
+    async def async_notify(self, context: Any) -> None:
+        """Where deadlines are told."""
+        self.notify(context)
 
 
 class FileNotifier(BaseNotifier):

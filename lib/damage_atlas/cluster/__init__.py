@@ -1,7 +1,12 @@
 """Cluster: a t-SNE map of the vectors, DBSCAN on the map, and persistent cluster ids.
 
-tsne.py        the map (openTSNE on FAISS neighbours), laid out from the previous version's
-density.py     DBSCAN on the map, eps chosen without labels, bridges on the map cut in the embedding
+tsne.py        t-SNE (openTSNE on FAISS neighbours), of all points or of new ones among old ones
+landmarks.py   of archives too large for one map: which images are on it, and how the others follow
+layout.py      the map: the previous version's with new points placed, or a new one turned to lie like it
+dbscan.py      exact DBSCAN of points in the plane, in bounded memory; pure
+radius.py      eps without labels, checked by stability
+confidence.py  whether clusters come back on other maps and hold together in the embedding; what else explains them
+density.py     clusters of the map, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
 exemplars.py   a few images of each cluster that find it again where no image is shared
 moments.py     what counts once, however many images it gave
@@ -14,28 +19,34 @@ tables.py      points, clusters and lineage as tables
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.cluster.attention import write_alerts, write_noise
-from damage_atlas.cluster.density import choose_eps, find_clusters, split_clusters
+from damage_atlas.cluster.confidence import CONFIDENT, explained_by, measure_confidence, silhouette
+from damage_atlas.cluster.density import FoundClusters, find_clusters
 from damage_atlas.cluster.identity import identify_clusters, write_identity
+from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, spread
+from damage_atlas.cluster.layout import Layout, OldMap, lay_out
 from damage_atlas.cluster.moments import moments_of
-from damage_atlas.cluster.tables import ImageFacts, cluster_table, point_table
-from damage_atlas.cluster.tsne import make_map
+from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, point_table
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
-from damage_atlas.neighbours import exact_neighbours, read_vectors, without_self
+from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
 from damage_atlas.parts import MapParts, map_in_threads
+from damage_atlas.spec import ClusterSpec
 from damage_atlas.store import Run
 from damage_atlas.store.versions import read_reference, run_model
 
-__all__ = ["cluster_map"]
+__all__ = ["cluster_map", "map_and_cluster"]
 
 _MAP_NEIGHBOURS_PER_PERPLEXITY = 3  # van der Maaten 2014: three times the perplexity
 _CONFIDENCE_NEIGHBOURS = 10
 _LABEL_NEIGHBOURS = 10
+_FEW_GROUPS = 10  # with fewer, leaving out a fifth of them says little
 
 
 def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
@@ -48,39 +59,47 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     previous = run.previous()
     old_points = None if previous is None else previous.read_table("cluster", "points.parquet")
 
-    wanted = max(int(_MAP_NEIGHBOURS_PER_PERPLEXITY * spec.perplexity), _CONFIDENCE_NEIGHBOURS)
-    near = without_self(exact_neighbours(vectors, wanted + 1), wanted) if len(ids) > 1 else exact_neighbours(vectors, 0)
-    positions = make_map(vectors, near, spec, _old_positions(old_points, ids))
-    eps = choose_eps(positions, spec.min_neighbours) if spec.eps == "auto" else float(spec.eps)
-    found = find_clusters(positions, eps, spec.min_neighbours)
-    before_split = found
-    if spec.split_apart is not None:
-        found = split_clusters(found, positions, vectors, eps, spec.min_neighbours, spec.split_apart)
+    memory = check_memory(len(ids), min(len(ids), spec.landmarks), vectors.shape[1], spec)
+    old = _old_map(run, previous, old_points, ids)
+    if old is None or old.refit:
+        mapped = choose_landmarks(vectors, spec)
+    else:
+        mapped = choose_landmarks(vectors, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
+    layout, on_map, found = map_and_cluster(vectors, mapped, spec, old)
 
     matching = identify_clusters(run, previous, ids, vectors, found.labels_N)
     reference = read_reference(run.store, run_model(run))
     reference = reference.filter(pc.equal(reference["split"], "train"))
-    reference_vectors = np.stack(reference["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    nearest_training = exact_neighbours(reference_vectors, 1, vectors).similarities_NK[:, 0] if len(ids) else None
+    known = reference["vector"].to_numpy(zero_copy_only=False)  # none where vectors were given without labels
+    reference_vectors = np.stack(known).astype(np.float32) if len(known) else vectors[:0]
+    compares = len(ids) > 0 and len(known) > 0
+    nearest_training = exact_neighbours(reference_vectors, 1, vectors).similarities_NK[:, 0] if compares else None
     facts = ImageFacts(
         ids=ids,
-        positions_N2=positions,
+        positions_N2=found.positions_N2,
         cluster_ids=[matching.ids.get(label) for label in found.labels_N.tolist()],
         roles=found.roles,
-        confidence_N=_confidence(near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS], found.labels_N),
-        novelty_N=np.zeros(0, np.float32) if nearest_training is None else np.maximum(1 - nearest_training, 0),
+        confidence_N=_confidence(found.near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS], found.labels_N),
+        novelty_N=np.zeros(len(ids), np.float32) if nearest_training is None else np.maximum(1 - nearest_training, 0),
         predicted=knn_predict(reference_vectors, reference["label"].to_pylist(), vectors, _LABEL_NEIGHBOURS).tolist(),
         vectors_ND=vectors,
+        landmark_N=np.isin(np.arange(len(ids)), mapped),
     )
     observations = run.read_table("catalog", "observations.parquet")
     points = point_table(observations, facts)
+    first = _first_observation(observations, ids)
+    near_ids = found.near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS]
+    confidence = measure_confidence(vectors, near_ids, found.labels_N, _photos(first), spec, map_parts)
+    shared_information, explained = explained_by(found.labels_N, _classes(points, ids), _nuisances(first))
     version = (run.spec.previous_version or 0) + 1
-    clusters = cluster_table(points, facts, matching, _old_first_versions(previous), version)
+    clusters = cluster_table(
+        points, facts, matching, ClusterMarks(confidence, explained), _old_first_versions(previous), version
+    )
     stage.write_table("points.parquet", points)
     stage.write_table("clusters.parquet", clusters)
     write_identity(stage, previous, matching, ids, vectors, found.labels_N, clusters)
     moments = moments_of(run)
-    write_noise(stage, previous, ids, near, found.labels_N, points, moments)
+    write_noise(stage, previous, ids, found.near, found.labels_N, points, moments)
     alerts = write_alerts(stage, previous, matching, ids, vectors, found.labels_N, points, clusters, moments)
     noise = int((found.labels_N < 0).sum())
     given = points.filter(pc.equal(points["label_source"], "given"))  # a predicted label agrees with its own vector
@@ -93,11 +112,27 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "new_clusters": sum(event.event == "born" for event in matching.events) if previous else 0,
             "noise": noise,
             "noise_share": noise / len(ids) if ids else 0.0,
-            "eps": eps,
-            "eps_source": "auto" if spec.eps == "auto" else "as set",
-            "split_by_embedding": int(found.labels_N.max(initial=-1) - before_split.labels_N.max(initial=-1)),
-            "map_width": float(np.ptp(positions, axis=0).max()) if len(ids) else 0.0,
-            "laid_out_from_previous": old_points is not None,
+            "method": spec.method,
+            "eps": on_map.radius and on_map.radius.eps,
+            "eps_source": on_map.radius and ("auto" if spec.method == "dbscan" and spec.eps == "auto" else "as set"),
+            "eps_knee": on_map.radius and on_map.radius.knee,
+            "eps_stability": on_map.radius and on_map.radius.stability,
+            "split_by_embedding": on_map.split,
+            "resamples": spec.resamples,
+            "resample_ari": None if np.isnan(confidence.agreement) else confidence.agreement,
+            "confident_clusters": int((confidence.confidence_C >= CONFIDENT).sum()),
+            "silhouette": silhouette(vectors, found.labels_N),
+            "ami": shared_information,
+            "explained_by_nuisance": sum(mark is not None for mark in explained),
+            "map_width": float(np.ptp(found.positions_N2, axis=0).max()) if len(ids) else 0.0,
+            "landmarks": len(mapped),
+            "landmark_disagreement": found.disagreement,
+            "memory_estimate_bytes": memory,
+            "map": layout.how,
+            "map_because": layout.why,
+            "map_changed_since_fit": layout.changed,
+            "map_moved_share": layout.moved_share,
+            "map_unlike": int(layout.unlike_N.sum()),
             "agreement_with_labels": agreement(given["label"].to_pylist(), given["cluster_id"].to_pylist())
             if given.num_rows
             else {},
@@ -108,12 +143,74 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
 
 
-def _old_positions(points: pa.Table | None, ids: list[str]) -> np.ndarray | None:
-    if points is None:
+def map_and_cluster(
+    vectors_ND: Floats, mapped_M: Ints, spec: ClusterSpec, old: OldMap | None
+) -> tuple[Layout, FoundClusters, Clustered]:
+    """The map of the landmarks, their clusters, and what follows from both for all images."""
+    vectors = vectors_ND[mapped_M]
+    wanted = max(int(_MAP_NEIGHBOURS_PER_PERPLEXITY * spec.perplexity), _CONFIDENCE_NEIGHBOURS)
+    near = (
+        without_self(exact_neighbours(vectors, wanted + 1), wanted)
+        if len(vectors) > 1
+        else exact_neighbours(vectors, 0)
+    )
+    layout = lay_out(vectors, near, spec, old and replace(old, positions_N2=old.positions_N2[mapped_M]))
+    found = find_clusters(layout.positions_N2, vectors, spec)
+    kept = old.positions_N2 if old is not None and layout.how == "placed" else None
+    whole = spread(vectors_ND, mapped_M, near, layout.positions_N2, found.labels_N, found.roles, kept)
+    return layout, found, whole
+
+
+def _first_observation(observations: pa.Table, ids: list[str]) -> pa.Table:
+    """For each image the first observation that shows it: images with the same pixels count once."""
+    first: dict[str, int] = {}
+    for row, image_id in enumerate(observations["image_id"].to_pylist()):
+        first.setdefault(image_id, row)
+    return observations.take(pa.array([first[image_id] for image_id in ids], pa.int64()))
+
+
+def _photos(first: pa.Table) -> list[str | None]:
+    """What is drawn together in a resample: the group of the split; where there are few of them, the file."""
+    groups = first["group"].to_pylist()
+    return groups if len(set(groups)) >= _FEW_GROUPS else first["file"].to_pylist()
+
+
+def _nuisances(first: pa.Table) -> dict[str, list[str | None]]:
+    columns = {"asset": "asset_id", "photo": "file", "group": "group", "delivery": "delivery"}
+    return {name: first[column].to_pylist() for name, column in columns.items()}
+
+
+def _classes(points: pa.Table, ids: list[str]) -> list[str | None]:
+    label = dict(zip(points["image_id"].to_pylist(), points["label"].to_pylist(), strict=True))
+    return [label[image_id] for image_id in ids]
+
+
+def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[str]) -> OldMap | None:
+    """The previous version's map; it is not kept when asked to, nor with another model or perplexity."""
+    if previous is None or points is None:
         return None
     rows = zip(points["image_id"].to_pylist(), points["x"].to_pylist(), points["y"].to_pylist(), strict=True)
     known = {image_id: (x, y) for image_id, x, y in rows}
-    return np.array([known.get(image_id, (np.nan, np.nan)) for image_id in ids], dtype=np.float64).reshape(-1, 2)
+    positions = np.array([known.get(image_id, (np.nan, np.nan)) for image_id in ids], dtype=np.float64).reshape(-1, 2)
+    # Before there were landmarks, all images were on the map.
+    on_map = points["landmark"].to_pylist() if "landmark" in points.column_names else [True] * points.num_rows
+    landmarks = {
+        image_id for image_id, on in zip(points["image_id"].to_pylist(), on_map, strict=True) if on is not False
+    }
+    gone = len(landmarks - set(ids))
+    spec, old_spec = run.spec.settings.cluster, previous.spec.settings.cluster
+    ours, theirs = run.artifact("embed").facts, previous.artifact("embed").facts
+    if spec.refit:
+        refit = "cluster.refit asks for it"
+    elif (ours["model"], ours["weights_sha256"]) != (theirs["model"], theirs["weights_sha256"]):
+        refit = f"the earlier map is of another model ({theirs['model']})"
+    elif spec.perplexity != old_spec.perplexity:
+        refit = f"the earlier map has another perplexity ({old_spec.perplexity:g})"
+    else:
+        refit = ""
+    # A map that was sealed before points could be placed was fitted.
+    changed = previous.artifact("cluster").facts.get("map_changed_since_fit", 0)
+    return OldMap(positions, gone, changed, refit, np.array([image_id in landmarks for image_id in ids], bool))
 
 
 def _old_first_versions(previous: Run | None) -> dict[int, int]:

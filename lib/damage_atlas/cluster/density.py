@@ -1,21 +1,23 @@
-"""DBSCAN on the map (Ester et al. 1996), a radius chosen without labels, and a second look in the embedding.
+"""Clusters of the map: DBSCAN, HDBSCAN or k-means, and a second look in the embedding.
 
 N points on the map, D embedding dimensions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.cluster import DBSCAN
+from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.metrics import silhouette_score
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
 
+from damage_atlas.cluster.dbscan import dbscan
+from damage_atlas.cluster.radius import Radius, choose_eps
 from damage_atlas.neighbours import Floats, Ints
+from damage_atlas.spec import PAPER_EPS, PAPER_MIN_NEIGHBOURS, ClusterSpec
 
-_SMALLEST_EPS = 1e-3
 _CLOSER_LOOKS = (0.9, 0.8, 0.7, 0.6, 0.5)  # shares of a cluster's eps that are tried to find its parts
 _LOOSE_SHARE = 0.25  # of a cluster that belongs to no part: with more, the parts are fragments
 _SILHOUETTE_SAMPLE = 2000  # points; the score takes all pairs
@@ -23,24 +25,74 @@ _SILHOUETTE_SAMPLE = 2000  # points; the score takes all pairs
 
 @dataclass(frozen=True)
 class FoundClusters:
-    """Labels 0, 1, … with -1 for noise, numbered by falling size; and each point's role."""
+    """Labels 0, 1, … with -1 for noise, numbered by falling size; and each point's role.
+
+    Attributes:
+        radius: what DBSCAN was run with; None for other methods.
+        split: clusters that there are more because the embedding parts what a bridge on the map joins.
+    """
 
     labels_N: Ints
     roles: list[str]
+    radius: Radius | None = None
+    split: int = 0
 
 
-def find_clusters(positions_N2: Floats, eps: float, min_neighbours: int) -> FoundClusters:
+def find_clusters(
+    positions_N2: Floats, vectors_ND: Floats, spec: ClusterSpec, eps_factor: float = 1.0
+) -> FoundClusters:
+    """The clusters of the map by the method of the settings.
+
+    Args:
+        eps_factor: of DBSCAN's radius, to see what hangs on it.
+    """
+    if spec.method == "kmeans":
+        return _kmeans(positions_N2, spec)
+    if spec.method == "hdbscan":
+        return _hdbscan(positions_N2, spec.min_neighbours)
+    if spec.method == "paper":
+        radius, least, apart = Radius(PAPER_EPS, PAPER_EPS, 0.0), PAPER_MIN_NEIGHBOURS, None
+    else:
+        least, apart = spec.min_neighbours, spec.split_apart
+        if spec.eps == "auto":
+            radius = choose_eps(positions_N2, least)
+        else:
+            radius = Radius(float(spec.eps), float(spec.eps), 0.0)
+    radius = replace(radius, eps=radius.eps * eps_factor)
+    found = dbscan_clusters(positions_N2, radius.eps, least)
+    if apart is not None:
+        split = split_clusters(found, positions_N2, vectors_ND, radius.eps, least, apart)
+        found = replace(split, split=int(split.labels_N.max(initial=-1) - found.labels_N.max(initial=-1)))
+    return replace(found, radius=radius)
+
+
+def dbscan_clusters(positions_N2: Floats, eps: float, min_neighbours: int) -> FoundClusters:
     """Core points have ``min_neighbours`` points (themselves included, as in MATLAB) within ``eps``."""
-    if len(positions_N2) == 0:
-        return FoundClusters(np.empty(0, np.int64), [])
-    result = DBSCAN(eps=eps, min_samples=min_neighbours).fit(positions_N2)
-    labels = _by_size(result.labels_.astype(np.int64))
-    is_core = np.zeros(len(labels), bool)
-    is_core[result.core_sample_indices_] = True
+    found, is_core = dbscan(positions_N2, eps, min_neighbours)
+    labels = _by_size(found)
     roles = [
         "noise" if label < 0 else "core" if core else "border" for label, core in zip(labels, is_core, strict=True)
     ]
     return FoundClusters(labels, roles)
+
+
+def _kmeans(positions_N2: Floats, spec: ClusterSpec) -> FoundClusters:
+    """k-means on the map; every point belongs, so that there is neither border nor noise."""
+    count = min(spec.kmeans_clusters, len(np.unique(positions_N2, axis=0)))
+    if count == 0:
+        return FoundClusters(np.empty(0, np.int64), [])
+    with threadpool_limits(limits=1):  # sums depend on the number of threads
+        labels = KMeans(count, n_init=5, random_state=spec.seed).fit_predict(positions_N2)
+    return FoundClusters(_by_size(labels.astype(np.int64)), ["core"] * len(labels))
+
+
+def _hdbscan(positions_N2: Floats, min_neighbours: int) -> FoundClusters:
+    """HDBSCAN on the map (Campello et al. 2013), without a radius; a cluster has ``min_neighbours`` points or more."""
+    if len(positions_N2) < max(min_neighbours, 2):
+        return FoundClusters(np.full(len(positions_N2), -1, np.int64), ["noise"] * len(positions_N2))
+    labels = HDBSCAN(min_cluster_size=max(min_neighbours, 2), copy=True).fit_predict(positions_N2)
+    labels = _by_size(labels.astype(np.int64))
+    return FoundClusters(labels, ["noise" if label < 0 else "core" for label in labels])
 
 
 def split_clusters(
@@ -77,7 +129,7 @@ def _parts(
     if len(positions_N2) < 2 * min_neighbours:
         return None
     for share in _CLOSER_LOOKS:
-        part_of = DBSCAN(eps=eps * share, min_samples=min_neighbours).fit(positions_N2).labels_.astype(np.int64)
+        part_of, _ = dbscan(positions_N2, eps * share, min_neighbours)
         # A core point's neighbours are all in its part, so that none is smaller than min_neighbours but by a border.
         held = part_of >= 0
         if held.mean() < 1 - _LOOSE_SHARE:
@@ -107,18 +159,3 @@ def _by_size(labels_N: Ints) -> Ints:
     rank = np.full(int(names.max(initial=-1)) + 2, -1, np.int64)
     rank[names[np.lexsort((names, -sizes))]] = np.arange(len(names))
     return np.asarray(rank[labels_N])
-
-
-def choose_eps(positions_N2: Floats, min_neighbours: int) -> float:
-    """The knee of the sorted distances to the ``min_neighbours``-th neighbour, looked for in their upper half.
-
-    The knee is the point farthest below the chord from the median to the 99.5th percentile: nearer points lie in
-    dense regions, farther ones between them (Ester et al. 1996, section 4.2; Satopää et al. 2011).
-    """
-    if len(positions_N2) <= min_neighbours:
-        return _SMALLEST_EPS
-    search = NearestNeighbors(n_neighbors=min_neighbours).fit(positions_N2)
-    distances: NDArray[np.float64] = np.sort(search.kneighbors(positions_N2)[0][:, -1].astype(np.float64))
-    curve = np.quantile(distances, np.linspace(0.5, 0.995, 200))
-    chord = np.linspace(curve[0], curve[-1], len(curve))
-    return max(float(curve[(chord - curve).argmax()]), _SMALLEST_EPS)

@@ -2,58 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from openTSNE import TSNEEmbedding
 from openTSNE.affinity import PerplexityBasedNN
 from openTSNE.nearest_neighbors import PrecomputedNeighbors
+from openTSNE.tsne import kl_divergence_bh, kl_divergence_fft
 from threadpoolctl import threadpool_limits
 
 from damage_atlas.neighbours import Floats, Neighbours
 from damage_atlas.spec import ClusterSpec
 
-_SMALLEST_MAP = 8  # fewer points have no neighbourhoods to speak of
+SMALLEST_MAP = 8  # fewer points have no neighbourhoods to speak of
 _EXAGGERATION = 12.0
 _EXAGGERATION_ITERATIONS = 250
 _SMALL_MAP = 5000  # below it, threads wait for each other longer than they work
 _INTERPOLATED_FROM = 8000  # points; from about here on the interpolated gradient (Linderman et al. 2019) is faster
 _START_SPREAD = 1e-4  # standard deviation; openTSNE's own: a start this small is still free to unfold
+# Of points that find their place among others: openTSNE's transform takes as many iterations and as much exaggeration.
+_JOIN_EXAGGERATION, _JOIN_EXAGGERATION_ITERATIONS, _JOIN_ITERATIONS = 4.0, 100, 250
+
+Positions = NDArray[np.float64]
 
 
 def make_map(
-    vectors_ND: Floats, near: Neighbours, spec: ClusterSpec, start_N2: NDArray[np.float64] | None = None
+    vectors_ND: Floats,
+    near: Neighbours,
+    spec: ClusterSpec,
+    start_N2: Positions | None = None,
+    random_start: int | None = None,
 ) -> Floats:
     """Positions on the map: N x 2, float32; the same input gives the same map.
 
     Args:
         near: neighbours of each vector without itself, nearest first.
         start_N2: where points lay before, NaN for new ones; those start at the mean of their placed neighbours.
+        random_start: seed of a random start, instead of the vectors' principal plane.
     """
     n = len(vectors_ND)
-    if n < _SMALLEST_MAP or np.ptp(vectors_ND, axis=0).max() < 1e-7:
+    if n < SMALLEST_MAP or np.ptp(vectors_ND, axis=0).max() < 1e-7:
         # All alike, or too few to map: one place each along the main direction, which keeps identical ones together.
         return _principal_plane(vectors_ND).astype(np.float32)
-    distances = np.sqrt(np.maximum(2 - 2 * near.similarities_NK.astype(np.float64), 0))  # of unit vectors
-    threads = spec.threads if n >= _SMALL_MAP else 1
+    if random_start is None:
+        start = _start(vectors_ND, near, start_N2)
+    else:
+        start = np.random.default_rng(random_start).normal(0, _START_SPREAD, (n, 2))
     # One thread for BLAS: its sums depend on the number of threads, and t-SNE amplifies the last bit.
     with threadpool_limits(limits=1, user_api="blas"):
-        affinities = PerplexityBasedNN(
-            perplexity=min(spec.perplexity, near.ids_NK.shape[1] / 3),
-            knn_index=PrecomputedNeighbors(near.ids_NK, distances),
-            n_jobs=threads,
-            random_state=spec.seed,
-        )
-
-        def at(positions_N2: NDArray[np.float64]) -> TSNEEmbedding:
-            return TSNEEmbedding(
-                positions_N2,
-                affinities,
-                negative_gradient_method="fft" if n >= _INTERPOLATED_FROM else "bh",
-                n_jobs=threads,
-                random_state=spec.seed,
-            )
-
-        start = _start(vectors_ND, near, start_N2)
+        at = _embedding_of(near, spec, _objective(n))
         embedding = at(start).optimize(
             n_iter=_EXAGGERATION_ITERATIONS, exaggeration=_EXAGGERATION, momentum=0.5, learning_rate="auto"
         )
@@ -66,7 +65,60 @@ def make_map(
     return np.asarray(embedding, np.float32)
 
 
-def _start(vectors_ND: Floats, near: Neighbours, start_N2: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: NDArray[np.bool_]) -> Floats:
+    """The map after the points that are not fixed have found their places among those that are: N x 2, float32.
+
+    All points attract and repel each other as in any t-SNE, so that new points of a kind gather, but fixed ones do not
+    move. openTSNE's own ``transform`` places each point by itself, and would scatter a new kind among the old ones.
+
+    Args:
+        near: neighbours of each vector without itself, nearest first.
+        start_N2: where all points start.
+    """
+    free = np.where(fixed_N, 0.0, 1.0)[:, None]
+    objective = _objective(len(start_N2))
+
+    def of_free_points(*arguments: Any, **named: Any) -> tuple[float, Positions]:
+        error, gradient = objective(*arguments, **named)
+        return error, gradient * free
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        embedding = _embedding_of(near, spec, of_free_points)(start_N2)
+        embedding = embedding.optimize(
+            n_iter=_JOIN_EXAGGERATION_ITERATIONS,
+            exaggeration=_JOIN_EXAGGERATION,
+            momentum=0.5,
+            learning_rate="auto",
+        ).optimize(n_iter=_JOIN_ITERATIONS, momentum=0.8, learning_rate="auto")
+    moved = np.asarray(embedding)
+    # The optimizer centres the map after every step; take the whole back to where the fixed points were.
+    moved = moved + (start_N2[fixed_N][0] - moved[fixed_N][0])
+    moved[fixed_N] = start_N2[fixed_N]
+    return moved.astype(np.float32)
+
+
+def _objective(n: int) -> Callable[..., tuple[float, Positions]]:
+    return kl_divergence_fft if n >= _INTERPOLATED_FROM else kl_divergence_bh
+
+
+def _embedding_of(
+    near: Neighbours, spec: ClusterSpec, objective: Callable[..., tuple[float, Positions]]
+) -> Callable[[Positions], TSNEEmbedding]:
+    """What makes an embedding of positions, with affinities that are computed once."""
+    threads = spec.threads if len(near.ids_NK) >= _SMALL_MAP else 1
+    distances = np.sqrt(np.maximum(2 - 2 * near.similarities_NK.astype(np.float64), 0))  # of unit vectors
+    affinities = PerplexityBasedNN(
+        perplexity=min(spec.perplexity, near.ids_NK.shape[1] / 3),
+        knn_index=PrecomputedNeighbors(near.ids_NK, distances),
+        n_jobs=threads,
+        random_state=spec.seed,
+    )
+    return lambda positions_N2: TSNEEmbedding(
+        positions_N2, affinities, negative_gradient_method=objective, n_jobs=threads, random_state=spec.seed
+    )
+
+
+def _start(vectors_ND: Floats, near: Neighbours, start_N2: Positions | None) -> Positions:
     is_of_use = start_N2 is not None and np.isnan(start_N2[:, 0]).mean() <= 0.9 and np.nanstd(start_N2[:, 0]) > 0
     if start_N2 is None or not is_of_use:
         positions = _principal_plane(vectors_ND)
@@ -82,7 +134,7 @@ def _start(vectors_ND: Floats, near: Neighbours, start_N2: NDArray[np.float64] |
     return np.asarray(positions / max(positions[:, 0].std(), 1e-12) * _START_SPREAD)
 
 
-def _principal_plane(vectors_ND: Floats) -> NDArray[np.float64]:
+def _principal_plane(vectors_ND: Floats) -> Positions:
     if len(vectors_ND) == 0:
         return np.zeros((0, 2))
     centred = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0, dtype=np.float64)

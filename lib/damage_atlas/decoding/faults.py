@@ -21,6 +21,7 @@ QUARANTINE_REASONS: Final = {
     "unreadable": "the file cannot be opened",
     "vanished": "the file was there at listing and is gone",
     "changed": "the file's bytes changed between listing and embedding",
+    "no_vector": "the vectors that were given with --vectors name no such image",
 }
 
 # What Pillow's decoders raise over damaged bytes. MemoryError is not among them: it speaks of the machine.

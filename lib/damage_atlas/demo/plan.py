@@ -62,6 +62,7 @@ class Shot:
     delivery: str = ""
     asset: Asset | None = None
     captured_at: datetime | None = None
+    severity: float | None = None  # of its damage, 0 to 1; by default chance decides
 
     @property
     def label(self) -> str:

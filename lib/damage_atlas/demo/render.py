@@ -46,7 +46,9 @@ def close_up(shot: Shot) -> tuple[Image.Image, float]:
     bank, photo = bank_of(shot.rng_key[0]), structure_of(shot)
     rng = np.random.default_rng([*shot.rng_key, 1])
     canvas = start_canvas(rng, bank.surfaces[shot.material][photo.variant])
-    severity = float(rng.random())
+    severity = float(rng.random())  # drawn in any case: what is drawn after it must not depend on the setting
+    if shot.severity is not None:
+        severity = shot.severity
     for name, mode in reversed(shot.layers):  # a crack comes last: it runs on through a spall
         painter = vegetation if name == NEW_KIND else MODES[name][mode]
         painter(canvas, rng, bank, severity)

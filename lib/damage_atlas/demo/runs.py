@@ -8,7 +8,7 @@ from typing import Any
 
 from damage_atlas.demo.truth import score_against_truth
 from damage_atlas.pipeline import run_pipeline, summarize
-from damage_atlas.spec import ArchiveSpec, CatalogSpec, Settings, TrainSpec
+from damage_atlas.spec import ArchiveSpec, CatalogSpec, ReportSpec, Settings, TrainSpec
 from damage_atlas.store import Run, Store, start_run
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,12 @@ DEMO_ARCHIVE = ArchiveSpec(
             evaluate_every=250,
         ),
     ),
-    settings=Settings(catalog=CatalogSpec(labels="none", deliveries="folder")),
+    settings=Settings(
+        catalog=CatalogSpec(labels="none", deliveries="folder"),
+        report=ReportSpec(
+            severities={"spalling": 4.0, "corrosion": 3.0, "crack": 3.0, "scratch": 1.0, "joint": 1.0, "sound": 0.0}
+        ),
+    ),
 )
 
 

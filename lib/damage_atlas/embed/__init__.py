@@ -3,6 +3,7 @@
 plan.py   who embeds what, from what is stored
 part.py   a part as an object that proves itself
 work.py   decode, preprocess, forward one part
+given.py  vectors that another model made, looked up instead
 seal.py   every observation accounted for
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from damage_atlas.contracts import Artifact
+from damage_atlas.embed.given import adopt_vectors, look_up_parts
 from damage_atlas.embed.plan import EmbedPlan, VectorPart, plan_embedding
 from damage_atlas.embed.seal import seal_embedding
 from damage_atlas.embed.work import DecodedPart, EmbedPart, ForwardPart, PartResult, decoder_of
@@ -25,6 +27,7 @@ __all__ = [
     "ForwardPart",
     "PartResult",
     "VectorPart",
+    "adopt_vectors",
     "decoder_of",
     "embed_archive",
 ]
@@ -48,6 +51,8 @@ def embed_archive(run: Run, embed_parts: EmbedParts = embed_in_threads) -> Artif
         return sealed
     stage = run.stage("embed")
     plan = plan_embedding(run, stage)
+    if plan.card.is_given:
+        embed_parts = look_up_parts  # no work to spread
     results = []
     with Progress("embed", "images", len(plan.new_ids)) as progress:
         for result in embed_parts(run, plan.parts):

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from damage_atlas.contracts import Output, vectors_schema
 from damage_atlas.embed.part import part_bytes, part_name, read_part
@@ -109,28 +110,14 @@ class ForwardPart:
         """The part in the store."""
         store = self.run.store
         if decoded.is_stored:
-            return PartResult(decoded.key, _described(store, decoded.key, store.read(decoded.key)), ())
+            return PartResult(decoded.key, described(store, decoded.key, store.read(decoded.key)), ())
         if not decoded.image_ids:
             return PartResult(decoded.key, None, tuple(decoded.failed))
         # Per thread: torch keeps the number of threads for each of the callers' threads.
         torch.set_num_threads(self.spec.threads_per_actor)
         vectors = embed_pixels(self.network, decoded.pixels_NSSC, self.spec.batch_size, self.dtype)
-        size = self.network.embedding_size
-        table = pa.Table.from_arrays(
-            [
-                pa.array(decoded.image_ids, pa.string()),
-                pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size),
-            ],
-            schema=vectors_schema(size),
-        )
-        # A part that lacks images has another name, so that whoever plans these images again tries them again.
-        key = f"{decoded.key.rpartition('/')[0]}/{part_name(decoded.image_ids)}"
-        data = part_bytes(table)
-        try:
-            store.create(key, data)
-        except ObjectExistsError:
-            data = store.read(key)  # another's vectors, maybe from another kind of machine: one of them counts
-        return PartResult(decoded.key, _described(store, key, data), tuple(decoded.failed))
+        output = put_part(store, decoded.key.rpartition("/")[0], decoded.image_ids, vectors)
+        return PartResult(decoded.key, output, tuple(decoded.failed))
 
 
 class EmbedPart:
@@ -150,6 +137,24 @@ class EmbedPart:
         return forward(decode(part))
 
 
-def _described(store: Store, key: str, data: bytes) -> Output:
+def put_part(store: Store, folder: str, image_ids: list[str], vectors_ND: NDArray[np.float32]) -> Output:
+    """Put the images' vectors into the store as a part; of two with the same images the first one counts."""
+    size = vectors_ND.shape[1]
+    table = pa.Table.from_arrays(
+        [pa.array(image_ids, pa.string()), pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), size)],
+        schema=vectors_schema(size),
+    )
+    # A part that lacks images has another name, so that whoever plans these images again tries them again.
+    key = f"{folder}/{part_name(image_ids)}"
+    data = part_bytes(table)
+    try:
+        store.create(key, data)
+    except ObjectExistsError:
+        data = store.read(key)  # another's vectors, maybe from another kind of machine: one of them counts
+    return described(store, key, data)
+
+
+def described(store: Store, key: str, data: bytes) -> Output:
+    """A stored part as artifacts list it."""
     rows = read_part(data, store.uri(key)).num_rows
     return Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=rows)

@@ -29,7 +29,7 @@ from damage_atlas.store import Run
 
 _FIRST, _QUIET = 600, 30
 SIZES = (0, 3, 5, 12, 50)
-_SETTINGS = Settings(cluster=ClusterSpec(threads=1))
+_SETTINGS = Settings(cluster=ClusterSpec(threads=1, resamples=0))
 
 Told = tuple[str, int, int]  # kind of an alert, its new images, how many of these are of the class that was left out
 

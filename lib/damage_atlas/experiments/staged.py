@@ -83,4 +83,9 @@ class StagedArchive:
             columns = [pa.array(ids, pa.string()), pa.FixedSizeListArray.from_arrays(flat, size)]
             table = pa.Table.from_arrays(columns, schema=vectors_schema(size))
             embed.write(part_name(ids), part_bytes(table), len(ids))
-            embed.seal(("catalog",), counts, {"dimension": size, "model": f"{self.card.model}@{self.card.version}"})
+            embed.seal(("catalog",), counts, _facts(self.card, size))
+
+
+def _facts(card: ModelCard, dimension: int) -> dict[str, object]:
+    model = f"{card.model}@{card.version}"
+    return {"dimension": dimension, "model": model, "weights_sha256": card.weights.sha256}

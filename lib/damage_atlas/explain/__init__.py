@@ -19,6 +19,7 @@ from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.parts import MapParts, map_in_threads, plan_parts
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
+from damage_atlas.store.versions import run_model
 
 __all__ = ["explain_clusters"]
 
@@ -50,6 +51,8 @@ def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact
                     stage.adopt(output.key.removeprefix(f"{stage.folder}/"), output)
             progress.add(len(results), sum(bool(result["failed"]) for result in results))
     spec = run.spec.settings.explain
+    # Of vectors that another model made there is nothing to explain: the picture stands for its heat map.
+    target, method = ("none", "none") if run_model(run).is_given else (spec.target, spec.method)
     table = pa.Table.from_pylist(
         [
             row
@@ -57,8 +60,8 @@ def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact
                 "observation_id": observations[row["image_id"]]["observation_id"],
                 "picture_key": drawn[row["image_id"]]["picture_key"],
                 "heatmap_key": drawn[row["image_id"]]["heatmap_key"],
-                "target": spec.target,
-                "method": spec.method,
+                "target": target,
+                "method": method,
                 "faithfulness": drawn[row["image_id"]]["faithfulness"],
             }
             for row in rows
@@ -67,7 +70,7 @@ def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact
         EXPLANATIONS,
     )
     stage.write_table("explanations.parquet", table)
-    faithfulness = [result["faithfulness"] for result in drawn.values()]
+    faithfulness = [r["faithfulness"] for r in drawn.values() if r["faithfulness"] is not None]
     return stage.seal(
         inputs=("catalog", "embed", "index", "cluster"),
         counts={"in": len(jobs), "out": len(drawn), "failed": bad},

@@ -56,7 +56,9 @@ class ExplainPart:
             settings = self.run.spec.settings
             self.spec = settings.explain
             card = run_model(self.run)
-            self.network = load_network(read_output(self.run.store, card.weights), card.network)
+            self.network = None
+            if not card.is_given:
+                self.network = load_network(read_output(self.run.store, card.weights), card.network)
             self.limits = Limits.of(settings.catalog)
             self._loaded = True
 
@@ -72,6 +74,8 @@ class ExplainPart:
                     read.append((job, reader.read(job.source)))
                 except ImageError as error:
                     results.append({"image_id": job.image_id, "failed": error.reason})
+        if self.network is None:
+            return results + [self._write(job, picture, None, None) for job, picture in read]
         size = self.network.input_size
         padded = np.zeros((_BATCH, size, size, 3), np.uint8)
         for i, (_, picture) in enumerate(read):
@@ -83,20 +87,23 @@ class ExplainPart:
             results.append(self._write(job, picture, maps[i].numpy(), float(scores[i])))
         return results
 
-    def _write(self, job: PictureJob, picture: Pixels, heat_HW: NDArray[np.float32], score: float) -> dict[str, Any]:
+    def _write(
+        self, job: PictureJob, picture: Pixels, heat_HW: NDArray[np.float32] | None, score: float | None
+    ) -> dict[str, Any]:
         small = preprocess(picture, self.spec.picture_size)
         folder = self.run.stage("explain").folder
-        outputs = []
-        for name, data in (
-            (f"pictures/{job.image_id}.jpg", encode_jpeg(small, _QUALITY)),
-            (f"pictures/{job.image_id}.heat.jpg", encode_jpeg(_overlay(small, heat_HW), _QUALITY)),
-        ):
-            outputs.append(write_output(self.run.store, f"{folder}/{name}", data))
+        drawn = {f"pictures/{job.image_id}.jpg": small}
+        if heat_HW is not None:
+            drawn[f"pictures/{job.image_id}.heat.jpg"] = _overlay(small, heat_HW)
+        outputs = [
+            write_output(self.run.store, f"{folder}/{name}", encode_jpeg(pixels, _QUALITY))
+            for name, pixels in drawn.items()
+        ]
         return {
             "image_id": job.image_id,
             "failed": None,
             "picture_key": outputs[0].key.removeprefix(f"{self.run.key}/"),
-            "heatmap_key": outputs[1].key.removeprefix(f"{self.run.key}/"),
+            "heatmap_key": outputs[-1].key.removeprefix(f"{self.run.key}/"),
             "outputs": outputs,
             "faithfulness": score,
         }

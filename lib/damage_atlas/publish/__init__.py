@@ -31,6 +31,11 @@ def publish_run(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     ledger = run_ledger(run).check(run.uri)
     if ledger.pending:
         raise ContractError(f"{run.uri}: not published: {ledger.pending} observations are pending. Rerun embed.")
+    if run.retired:
+        raise ContractError(
+            f"{run.uri}: not published: the run lay unpublished for so long that it is being deleted. Start a new one; "
+            "vectors are reused."
+        )
     number = (run.spec.previous_version or 0) + 1
     current = current_version(run.store, run.spec.archive)
     if (current or 0) >= number:

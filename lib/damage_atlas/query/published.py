@@ -77,6 +77,11 @@ class Published:
         Raises:
             InputError: there is no such file, or it is no picture.
         """
+        if (card := run_model(self.run)).is_given:
+            raise InputError(
+                f"{self.run.spec.archive} holds vectors that another model made ({card.model}@{card.version}); it is "
+                "not here to look at a new picture. Ask with an image_id, as `search --json` prints it."
+            )
         location = absolute(image)
         folder, _, name = location.rpartition("/")
         settings = self.run.spec.settings

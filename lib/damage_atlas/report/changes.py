@@ -20,6 +20,15 @@ WORD: Final = {
     "died": "gone",
 }
 
+MOVE_WORD: Final = {
+    "progression": "worse",
+    "unclear": "within chance",
+    "moved": "to another cluster as grave",
+    "improvement": "milder",
+    "steady": "as before",
+}
+DECISION_WORD: Final = {"visit": "visit", "defer": "deferred", "known": "known"}
+
 
 @dataclass(frozen=True)
 class Change:

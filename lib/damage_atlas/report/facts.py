@@ -10,11 +10,13 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from damage_atlas.contracts import Ledger
 from damage_atlas.images import Source
 from damage_atlas.report.changes import Change
+from damage_atlas.report.time import AssetCourse, ClusterCourse
 
 UNLABELLED = "no label"
 
@@ -94,6 +96,15 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class Grade:
+    """How grave the code table says a label is."""
+
+    label: str
+    grade: float  # 0 (none) to 5 (worst)
+    source: str  # table; name: it says that nothing is wrong; others: the table lacks it
+
+
+@dataclass(frozen=True)
 class Quarantined:
     """A file or an image that could not be used."""
 
@@ -158,8 +169,14 @@ class Facts:
     duplicates: list[Duplicate]
     assets: list[dict[str, Any]]  # rows of assets.parquet
     asset_rule: str
-    undamaged_labels: list[str]
+    grades: list[Grade]  # of the labels of this version
+    unused_grades: list[str]  # entries of the code table that no label has
     unassigned_images: int  # without an asset
+    periods: list[str]  # deliveries, else months
+    looks_of_period: list[int]
+    over_time: list[ClusterCourse]  # the last one is noise
+    asset_courses: list[AssetCourse]
+    transitions: list[dict[str, Any]]  # rows of transitions.parquet, progressions first
     model: str
     model_card: dict[str, Any]
     images_root: str
@@ -215,6 +232,8 @@ def _plain(value: Any) -> Any:
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Ledger):
         return value.model_dump()
+    if isinstance(value, datetime):
+        return value.isoformat()
     raise TypeError(f"report.json cannot hold {type(value).__name__}")
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from damage_atlas.contracts import QUARANTINE_REASONS, Alerts, Artifact, Ledger, Remarks
 from damage_atlas.images import SOURCE_COLUMNS, Source
-from damage_atlas.metrics import is_undamaged
-from damage_atlas.report.assets import SCORE_RULE, Sighting, rank_assets
+from damage_atlas.report.assets import SCORE_RULE, rank_assets
 from damage_atlas.report.changes import Change, describe_changes, tell_history
 from damage_atlas.report.facts import (
     UNLABELLED,
@@ -20,6 +19,7 @@ from damage_atlas.report.facts import (
     Count,
     Duplicate,
     Facts,
+    Grade,
     Point,
     Quarantined,
     Queued,
@@ -27,10 +27,17 @@ from damage_atlas.report.facts import (
     StageFacts,
     place,
 )
+from damage_atlas.report.looks import Look, SamePlace, inspection_of
+from damage_atlas.report.severity import CodeTable
+from damage_atlas.report.time import asset_courses, clusters_over_time
+from damage_atlas.report.transitions import Course, all_rows, follow
 from damage_atlas.store import Run
+from damage_atlas.store.decisions import read_decisions
 from damage_atlas.store.versions import run_model
 
 Row = dict[str, Any]
+
+_PLAINLY = 0.9  # of a cluster's images look like something without damage
 
 INPUT_STAGES = ("catalog", "embed", "index", "cluster", "explain")
 _QUEUE_SHOWN = 50
@@ -66,8 +73,11 @@ def gather_points(run: Run) -> list[Point]:
     return points
 
 
-def gather_facts(run: Run, points: list[Point]) -> Facts:
+def gather_facts(run: Run, points: list[Point], decisions_up_to: int | None = None) -> Facts:
     """Read the sealed stages and work out what the report says.
+
+    Args:
+        decisions_up_to: number of the last decision about assets that counts; by default all do.
 
     Raises:
         ContractError: a stage is not sealed, or an output is not what was sealed.
@@ -92,14 +102,9 @@ def gather_facts(run: Run, points: list[Point]) -> Facts:
         for row in observations
         if row["captured_at"] is not None and row["delivery"] in (delivery, None)
     ]
-    sightings = [
-        Sighting(p.asset_id, p.cluster_id, before is None or p.observation_id not in before)
-        for p in points
-        if p.asset_id is not None
-    ]
-    # Everything is born in a first version; that says nothing about where to go.
-    born = {c.cluster_id for c in clusters if c.status == "born"} if before is not None else set()
-    damage = {c.cluster_id: c.top_label for c in clusters if c.top_label and not is_undamaged(c.top_label)}
+    courses, without_asset, born = _courses(run, points, observations, clusters, before)
+    periods, looks_of_period, over_time = clusters_over_time(courses, without_asset, [c.cluster_id for c in clusters])
+    codes = CodeTable.of(spec.settings.report)
     # The embed stage says which version it used: a run that trains its own model has none in its spec.
     card = run_model(run)
     return Facts(
@@ -129,10 +134,21 @@ def gather_facts(run: Run, points: list[Point]) -> Facts:
         ledger=Ledger.model_validate(artifacts["embed"].facts["ledger"]),
         quarantined=_quarantined(run, observations),
         duplicates=_duplicates(observations),
-        assets=rank_assets(sightings, born, damage),
+        assets=rank_assets(
+            courses,
+            {c.cluster_id: c.top_label for c in clusters},
+            born,
+            read_decisions(run.store, spec.archive, decisions_up_to),
+        ),
         asset_rule=SCORE_RULE,
-        undamaged_labels=sorted(label for label in labels if is_undamaged(label)),
-        unassigned_images=len(points) - len(sightings),
+        grades=[Grade(label, codes.grade(label), codes.source(label)) for label in sorted(labels)],
+        unused_grades=codes.unused(labels),
+        unassigned_images=len(without_asset),
+        periods=periods,
+        looks_of_period=looks_of_period,
+        over_time=over_time,
+        asset_courses=asset_courses(courses),
+        transitions=all_rows(courses),
         model=artifacts["embed"].facts["model"],
         model_card=card.model_dump(mode="json", exclude={"weights", "reference"}),
         images_root=spec.images,
@@ -141,6 +157,66 @@ def gather_facts(run: Run, points: list[Point]) -> Facts:
         recall=json.loads(run.read("index", "recall.json")),
         stages=_stages(run),
     )
+
+
+def gather_courses(run: Run) -> tuple[list[Course], dict[int, str | None], set[int]]:
+    """What assets are ranked by: their courses, the most frequent label of each cluster, the clusters that are new."""
+    points = gather_points(run)
+    rows = run.read_table("cluster", "clusters.parquet").to_pylist()
+    clusters = _clusters(run, points, [row for row in rows if row["status"] != "died"])
+    before, _ = _since_previous(run, rows)
+    observations = run.read_table("catalog", "observations.parquet").to_pylist()
+    courses, _, born = _courses(run, points, observations, clusters, before)
+    return courses, {c.cluster_id: c.top_label for c in clusters}, born
+
+
+def _courses(
+    run: Run, points: list[Point], observations: list[Row], clusters: list[Cluster], before: set[str] | None
+) -> tuple[list[Course], list[Look], set[int]]:
+    """The course of every asset, the looks of no asset, and the clusters that are new."""
+    settings = run.spec.settings.report
+    codes = CodeTable.of(settings)
+    # Everything is born in a first version; that says nothing about where to go.
+    born = {c.cluster_id for c in clusters if c.status == "born"} if before is not None else set()
+    grades = {c.cluster_id: 0.0 if c.top_label is None else codes.grade(c.top_label) for c in clusters}
+    # The label of a new kind is that of the nearest known one, and its grade may hide it; but another sound surface is
+    # no new kind of damage.
+    grades |= {
+        c.cluster_id: max(grades[c.cluster_id], codes.others)
+        for c in clusters
+        if c.cluster_id in born and not _plainly_sound(c, codes)
+    }
+    seen = {row["observation_id"]: row for row in observations}
+    found: tuple[list[Look], list[Look]] = ([], [])
+    for p in points:
+        row = seen[p.observation_id]
+        own = 0.0 if p.label is None else codes.grade(p.label)
+        found[p.asset_id is None].append(
+            Look(
+                observation_id=p.observation_id,
+                asset_id=p.asset_id or "",
+                inspection=inspection_of(row),
+                cluster_id=p.cluster_id,
+                label=p.label,
+                severity=own if p.cluster_id is None else grades[p.cluster_id],
+                new=before is None or p.observation_id not in before,
+                delivery=row["delivery"],
+                element=row["element"],
+                position_m=row["position_m"],
+                clock=row["clock"],
+                tile=None
+                if row["tile_x"] is None
+                else (row["tile_x"], row["tile_y"], row["tile_width"], row["tile_height"]),
+                captured_at=row["captured_at"],
+                photo=f"{row['file']}#{row['frame']}",
+            )
+        )
+    return follow(found[False], SamePlace(settings.same_place_m, settings.same_place_clock)), found[True], born
+
+
+def _plainly_sound(cluster: Cluster, codes: CodeTable) -> bool:
+    sound = sum(label.images for label in cluster.labels if label.name != UNLABELLED and codes.grade(label.name) == 0)
+    return sound >= _PLAINLY * cluster.size
 
 
 def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:

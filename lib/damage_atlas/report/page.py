@@ -21,7 +21,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from damage_atlas.report.changes import PICTURED, WORD
+from damage_atlas.report.assets import inspection_name
+from damage_atlas.report.changes import DECISION_WORD, MOVE_WORD, PICTURED, WORD
 from damage_atlas.report.facts import UNLABELLED, Facts, Point
 from damage_atlas.report.palette import NOISE_COLOR, Look, look
 from damage_atlas.report.sampling import CLUSTER_FLOOR
@@ -30,6 +31,8 @@ from damage_atlas.report.thumbnails import SHEET_COLUMNS, Sheets
 # More rows make a page slow and no reader happy; report.json and assets.parquet hold all of them.
 _MAX_LISTED = 5000
 _MAX_ASSETS = 50
+_MAX_MOVES = 100
+_MAX_PERIODS = 12
 _NO_ASSET: Final = 65535
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"})
 
@@ -53,6 +56,7 @@ def render_page(
         "visible": visible,
         "number": lambda n: f"{n:,}",
         "percent": _percent,
+        "inspection": lambda name, asset_id: visible(inspection_name(name, asset_id)),
         "seconds": _duration,
     }
     environment.filters |= filters
@@ -82,6 +86,11 @@ def render_page(
         floor=CLUSTER_FLOOR,
         listed_limit=_MAX_LISTED,
         asset_limit=_MAX_ASSETS,
+        move_limit=_MAX_MOVES,
+        period_limit=_MAX_PERIODS,
+        move_words=MOVE_WORD,
+        decision_words=DECISION_WORD,
+        courses_of={course.asset_id: course for course in facts.asset_courses},
         model_pairs=list(_pairs({k: v for k, v in facts.model_card.items() if k != "train_spec"})),
         map_pairs=list(_pairs(facts.map)),
         recall_pairs=list(_pairs(facts.recall)),

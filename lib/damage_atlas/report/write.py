@@ -12,6 +12,7 @@ from damage_atlas.contracts import Artifact
 from damage_atlas.images import Limits, preprocess
 from damage_atlas.parts import MapParts, map_in_threads
 from damage_atlas.report.assets import assets_table
+from damage_atlas.report.changes import PICTURED
 from damage_atlas.report.facts import Cluster, Facts, Point
 from damage_atlas.report.figures import draw_map, draw_rows
 from damage_atlas.report.gather import INPUT_STAGES, gather_facts, gather_points
@@ -19,19 +20,22 @@ from damage_atlas.report.page import class_looks, cluster_centres, render_page, 
 from damage_atlas.report.palette import look
 from damage_atlas.report.sampling import MAX_DRAWN_POINTS, draw_order
 from damage_atlas.report.thumbnails import make_pictures, make_sheets
+from damage_atlas.report.transitions import transitions_table
 from damage_atlas.store import Run, Stage
+from damage_atlas.store.decisions import last_decision
 from damage_atlas.store.runs import read_output
 
 # A page of 60 clusters with 20 pictures each must still open on a phone.
 _FULL_SIZE_CLUSTERS = 24
 _SMALL_PX = 96
 _FIGURE_CELL_PX = 96
+_FIGURE_ROWS = 24  # more do not fit a printed page; the HTML page shows all
 
 
 def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
-    """Write index.html, figures/, report.json and assets.parquet; returns the artifact at once when it is sealed.
+    """Write index.html, figures/, report.json and tables; returns the artifact at once when it is sealed.
 
-    The same run gives the same bytes: every time and number comes from a sealed stage.
+    The same run gives the same bytes: every time and number comes from a sealed stage or a decision in the plan.
 
     Raises:
         ContractError: a stage to the left is not sealed, or an output is not what was sealed.
@@ -40,8 +44,10 @@ def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     stage = run.stage("report")
     if (sealed := stage.sealed) is not None:
         return sealed
+    # Decisions may be added while the report is made; every attempt takes those of the first.
+    plan = stage.plan({"last_decision": last_decision(run.store, run.spec.archive)})
     points = gather_points(run)
-    facts = gather_facts(run, points)
+    facts = gather_facts(run, points, plan["last_decision"])
     drawn = _drawn_points(facts, points)
     wanted = drawn[: run.spec.settings.report.hover_pictures]
     sheets = make_sheets(
@@ -56,6 +62,7 @@ def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     stage.write("index.html", page)
     stage.write_json("report.json", facts.document())
     stage.write_table("assets.parquet", assets_table(facts.assets))
+    stage.write_table("transitions.parquet", transitions_table(facts.transitions))
     _write_figures(stage, facts, drawn, pictures)
     return stage.seal(
         INPUT_STAGES,
@@ -67,6 +74,8 @@ def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "hover_pictures_missing": len(sheets.missing),
             "finding": facts.finding,
             "assets": len(facts.assets),
+            "progressions": sum(row["kind"] == "progression" for row in facts.transitions),
+            "last_decision": plan["last_decision"],
         },
     )
 
@@ -125,7 +134,12 @@ def _write_figures(stage: Stage, facts: Facts, drawn: Sequence[Point], pictures:
         ),
     )
     stage.write("figures/pictures.png", _draw_rows(facts, pictures, "Sample and nearest images", heat=False))
-    stage.write("figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True))
+    # Vectors that were given with --vectors have no network that could be asked what it goes by.
+    given = any(item.heatmap_key == item.picture_key for cluster in facts.clusters for item in cluster.row)
+    if not given:
+        stage.write(
+            "figures/heat-maps.png", _draw_rows(facts, pictures, "What the model goes by (Grad-CAM)", heat=True)
+        )
 
 
 def _draw_rows(facts: Facts, pictures: dict[str, bytes], title: str, heat: bool) -> bytes:
@@ -133,7 +147,17 @@ def _draw_rows(facts: Facts, pictures: dict[str, bytes], title: str, heat: bool)
         keys = [item.heatmap_key if heat else item.picture_key for item in cluster.row]
         return [_pixels(pictures[key]) for key in keys]
 
-    return draw_rows([(str(c.cluster_id), row(c)) for c in facts.clusters], title, _FIGURE_CELL_PX)
+    shown = figure_clusters(facts)
+    if len(shown) < len(facts.clusters):
+        title += f" ({len(shown)} of {len(facts.clusters)} clusters)"
+    return draw_rows([(str(c.cluster_id), row(c)) for c in shown], title, _FIGURE_CELL_PX)
+
+
+def figure_clusters(facts: Facts) -> list[Cluster]:
+    """The clusters that have a row in the figures: those that changed, then the largest; in the order of their ids."""
+    news = {change.cluster_id: i for i, change in enumerate(facts.changes) if change.status in PICTURED}
+    first = sorted(facts.clusters, key=lambda c: (news.get(c.cluster_id, len(news)), -c.size, c.cluster_id))
+    return sorted(first[:_FIGURE_ROWS], key=lambda c: c.cluster_id)
 
 
 def _pixels(picture: bytes) -> np.ndarray:

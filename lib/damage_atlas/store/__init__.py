@@ -4,6 +4,7 @@ objects.py    Store: file:// and s3://, put-if-absent only
 remarks.py    what people say of clusters: numbered, created once
 runs.py       Run and Stage: a frozen run.yaml, one folder per stage, artifact.json written last
 starting.py   what was asked for becomes a complete run.yaml
+retention.py  unpublished runs are taken away after a while
 versions.py   version records and model promotions: numbered, created once
 """
 

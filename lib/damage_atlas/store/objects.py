@@ -85,6 +85,11 @@ class Store:
         """The folder behind a ``file://`` root, else None."""
         return self._backend.folder if isinstance(self._backend, _FolderBackend) else None
 
+    @property
+    def endpoint(self) -> str | None:
+        """The address of the S3 server behind an ``s3://`` root, else None."""
+        return self._backend.endpoint if isinstance(self._backend, _S3Backend) else None
+
     def uri(self, key: str) -> str:
         """Where ``key`` lies, for people and for XCom."""
         return f"{self.root}/{key}"
@@ -249,7 +254,10 @@ class _FolderBackend:
         path = self.folder / key
         temporary: str | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
             # Same folder, so that the link cannot cross file systems; the leading dot keeps it out of listings.
             handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
             with os.fdopen(handle, "wb") as stream:
@@ -289,8 +297,12 @@ class _FolderBackend:
         return sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError):
-            (self.folder / key).unlink()
+        path = self.folder / key
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+        except OSError as error:
+            raise StoreError(f"{path} cannot be deleted ({error.strerror}). Check the folder's permissions.") from error
 
     def arrow_filesystem(self) -> tuple[Any, str]:
         from pyarrow.fs import LocalFileSystem
@@ -329,8 +341,12 @@ class _S3Backend:
             ) from error
 
     @property
+    def endpoint(self) -> str:
+        return str(self._client.meta.endpoint_url)
+
+    @property
     def _where(self) -> tuple[str, str]:
-        return self._client.meta.endpoint_url, self.bucket
+        return self.endpoint, self.bucket
 
     def _path(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key

@@ -23,10 +23,12 @@ from pydantic import BaseModel, ValidationError
 
 from damage_atlas.contracts import SCHEMA_VERSION, STAGES, TABLES, Artifact, Output
 from damage_atlas.errors import ContractError, ObjectExistsError, ObjectNotFoundError, SpecError
-from damage_atlas.spec import RunSpec, changed_keys, dump_yaml, parse_document
+from damage_atlas.spec import RunSpec, changed_keys, check_name, dump_yaml, parse_document
 from damage_atlas.store.objects import Store, absolute, sha256
 
 D = TypeVar("D", bound=BaseModel)
+
+RETIRED = "retired.json"  # in the folder of a run that is to be deleted (see retention.py)
 
 # Settled when a run is first opened; a second opening takes what is written.
 _RESOLVED = ("model_version", "previous_version")
@@ -101,6 +103,25 @@ class Run:
         except ObjectNotFoundError as error:
             raise SpecError(f"{run_uri}: no run.yaml there, so this is not a run. Check the address.") from error
 
+    @classmethod
+    def within(cls, store: Store, run_uri: str) -> Run:
+        """Open the run at ``run_uri``, an address that came from elsewhere: it has to be a run of this very store.
+
+        Raises:
+            SpecError: it is not.
+        """
+        root, key = _split_run_uri(run_uri)
+        try:
+            named = root == store.root and [check_name(part) for part in key.split("/")]
+        except ValueError:
+            named = False
+        if not named:
+            raise SpecError(f"{run_uri} is not a run of {store.root}. Check the address, and which store is set.")
+        run = cls.load(run_uri)
+        if run_key(run.spec) != key:
+            raise SpecError(f"{run_uri}: its run.yaml is that of another run, {run.spec.run_id}. Check the address.")
+        return run
+
     @property
     def uri(self) -> str:
         """The run's address."""
@@ -113,8 +134,13 @@ class Run:
 
     @property
     def refused(self) -> bool:
-        """Whether ``refuse`` was called."""
-        return self.store.exists(f"{self.key}/refused.json")
+        """Whether ``refuse`` was called, or the run is to be deleted."""
+        return self.store.exists(f"{self.key}/refused.json") or self.retired
+
+    @property
+    def retired(self) -> bool:
+        """Whether the run is to be deleted, because it was not published for long: nobody may publish it now."""
+        return self.store.exists(f"{self.key}/{RETIRED}")
 
     def stage(self, name: str) -> Stage:
         """The folder of one stage."""

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from damage_atlas.spec import TrainSpec
+
 Pixels = NDArray[np.uint8]
 
 _ERASED_AREA = (0.02, 0.4)  # share of the picture
@@ -63,6 +65,22 @@ def augment(
         if rng.random() < erasing_probability:
             _erase(changed[i], rng)
     return changed
+
+
+def augment_as(spec: TrainSpec, pixels_BHWC: Pixels, *, iteration: int, first_position: int, view: int = 0) -> Pixels:
+    """`augment` as the settings say."""
+    return augment(
+        pixels_BHWC,
+        seed=spec.seed,
+        iteration=iteration,
+        first_position=first_position,
+        view=view,
+        erasing_probability=spec.erasing_probability,
+        flips=spec.flips,
+        brightness=spec.brightness,
+        crop_side=spec.crop_side,
+        shift=spec.shift,
+    )
 
 
 def _crop(pixels_BHWC: Pixels, generators: list[np.random.Generator], smallest: float, shift: float) -> Pixels:

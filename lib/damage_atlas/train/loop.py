@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from damage_atlas.errors import InputError
 from damage_atlas.network import EmbeddingNet, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
-from damage_atlas.train.augment import augment
+from damage_atlas.train.augment import augment_as
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.losses import MNPairLoss, instance_loss
@@ -83,6 +83,7 @@ def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Adam:
         network.parameters(),
         lr=spec.learning_rate,
         betas=(spec.gradient_decay, spec.squared_gradient_decay),
+        foreach=True,  # half the time of one tensor after the other, and the same bits; fused has others
     )
 
 
@@ -232,18 +233,7 @@ class Trainer:
             first = shard * self.shard_size
             pictures = self.pixels[self.rows[batch[first : first + self.shard_size]]]
             views = [
-                augment(
-                    shown,
-                    seed=self.spec.seed,
-                    iteration=iteration,
-                    first_position=first,
-                    view=view,
-                    erasing_probability=self.spec.erasing_probability,
-                    flips=self.spec.flips,
-                    brightness=self.spec.brightness,
-                    crop_side=self.spec.crop_side,
-                    shift=self.spec.shift,
-                )
+                augment_as(self.spec, shown, iteration=iteration, first_position=first, view=view)
                 for view, shown in enumerate((pictures, pictures[: self.second_views]))
             ]
             inputs.append(torch.from_numpy(np.concatenate(views)))

@@ -65,6 +65,7 @@ class Scene:
     names: dict[int, str] = field(default_factory=dict)  # image -> file name
     asset_names: dict[int, str] = field(default_factory=dict)  # asset -> name
     distinct_pictures: int = 60  # files beyond repeat their pixels
+    places: int = 0  # of each asset, which images name; 0: they name none
 
 
 def texture(kind: int, seed: int, size: int = PIXELS) -> NDArray[np.uint8]:
@@ -256,6 +257,7 @@ def _observations(images: Path, scene: Scene, truth: _Truth, delivery: str) -> l
                 "image_id": hashlib.sha256(f"{i}".encode()).hexdigest(), "sha256": hashlib.sha256(data).hexdigest(),
                 "size_bytes": len(data), "width": PIXELS, "height": PIXELS, "format": "JPEG",
                 "asset_id": truth.asset[i], "status": "ok",
+                "position_m": 10.0 * (i % scene.places) if scene.places else None,
                 "captured_at": datetime(2026, 2, 27, 9, tzinfo=UTC) + timedelta(seconds=7 * i),
             }
         )  # fmt: skip

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from damage_atlas.contracts import ASSETS
+from damage_atlas.contracts import ASSETS, TRANSITIONS
 from damage_atlas.errors import ContractError
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report import write_report
-from damage_atlas.report.assets import Sighting, assets_table, rank_assets
 from damage_atlas.report.changes import describe_changes, tell_history
+from damage_atlas.report.gather import gather_facts, gather_points
 from damage_atlas.report.page import visible
 from damage_atlas.report.palette import look
 from damage_atlas.report.sampling import CLUSTER_FLOOR, draw_order
+from damage_atlas.report.write import figure_clusters
 from damage_atlas.store import Run
 from tests.lib.report.synthetic_run import HOSTILE_ASSET, HOSTILE_FILE, HOSTILE_LABEL, Scene, make_run, read_report
 
@@ -88,7 +89,7 @@ def test_every_shape_of_run_gets_a_whole_report(name: str, tmp_path: Path) -> No
     run = make_run(tmp_path, scene)
     artifact = write_report(run)
     figures = {f"figures/{kind}.png" for kind in ("class-map", "cluster-map", "pictures", "heat-maps")}
-    assert set(artifact.outputs) == {"index.html", "report.json", "assets.parquet"} | figures
+    assert set(artifact.outputs) == {"index.html", "report.json", "assets.parquet", "transitions.parquet"} | figures
     for figure in figures:
         with Image.open(io.BytesIO(run.read("report", figure))) as image:
             image.load()
@@ -99,6 +100,8 @@ def test_every_shape_of_run_gets_a_whole_report(name: str, tmp_path: Path) -> No
     for bad in document["quarantined"]:
         assert visible(bad["file"]) in text
     assert run.read_table("report", "assets.parquet").schema.equals(ASSETS)
+    assert run.read_table("report", "transitions.parquet").schema.equals(TRANSITIONS)
+    assert sum(map(sum, (course["looks"] for course in document["over_time"]))) == sum(document["looks_of_period"])
     assert artifact.facts["hover_pictures_missing"] == 0
     assert artifact.counts == {"in": document["images"], "out": document["images"], "failed": 0}
 
@@ -217,18 +220,6 @@ def test_any_prefix_of_the_drawing_order_is_a_fair_sample() -> None:
     assert (drawn == 1).sum() / (drawn == 2).sum() == pytest.approx(2, rel=0.05)
 
 
-def test_assets_rank_by_new_clusters_then_by_share_of_damage() -> None:
-    seen = [Sighting("a", 9, True), *[Sighting("a", 1, False)] * 3]
-    seen += [Sighting("b", 2, False)] * 2 + [Sighting("c", 2, False), Sighting("c", None, False)]
-    seen += [Sighting("d", 1, True)] * 5
-    rows = rank_assets(seen, born={9}, damage={2: "crack"})
-    ranked = [(r["rank"], r["asset_id"], r["score"], r["clusters"]) for r in rows]
-    assert ranked == [(1, "b", 1, [2]), (2, "a", 1, [9]), (3, "c", 0.5, [2])]
-    assert rows[-1]["reasons"] == ["1 of 2 in damage clusters (crack 1)"]
-    assert {r["decision"] for r in rows} == {"none"}
-    assert assets_table([]).num_rows == 0
-
-
 @pytest.mark.parametrize("label", ["sound", "deck_non_crack", "Normal", "no-damage", "pavement uncracked", "intact"])
 def test_labels_without_damage(label: str) -> None:
     assert is_undamaged(label)
@@ -288,3 +279,51 @@ def test_the_history_of_a_cluster_is_read_in_the_ledger() -> None:
     ]  # fmt: skip
     assert tell_history(9, ledger) == ["version 2: split off from 4", "version 3: went into 4"]
     assert tell_history(5, ledger) == []
+
+
+def test_figures_of_many_clusters_stay_small_and_show_what_changed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Scene(images=900, clusters=60, hover_pictures=30))
+    artifact = write_report(run)
+    for name in ("figures/pictures.png", "figures/heat-maps.png"):
+        assert artifact.outputs[name].size_bytes < 2_000_000
+        with Image.open(io.BytesIO(run.read("report", name))) as image:
+            assert 24 * 96 < image.height < 26 * 110, "24 rows"
+    facts = gather_facts(run, gather_points(run))
+    shown = [cluster.cluster_id for cluster in figure_clusters(facts)]
+    changed = {change.cluster_id for change in facts.changes if change.status in ("born", "split", "merged", "grown")}
+    assert len(shown) == 24 and shown == sorted(shown) and changed <= set(shown)
+    largest = sorted(facts.clusters, key=lambda c: -c.size)[:10]
+    assert {c.cluster_id for c in largest} <= set(shown)
+
+
+def test_page_lists_progressions_first_and_says_where(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, images=200, places=9))
+    write_report(run)
+    rows = read_report(run)["transitions"]
+    assert rows == run.read_table("report", "transitions.parquet").to_pylist()
+    grave = [row for row in rows if row["kind"] == "progression"]
+    assert grave and all(row["to_severity"] > row["from_severity"] for row in grave)
+    assert rows[: len(grave)] == grave and {row["matched_by"] for row in rows} == {"place"}
+    shown = re.findall(r'<tr data-move="(\w+)">', page_of(run))
+    assert shown == [row["kind"] for row in rows if row["kind"] != "steady"]
+    text = " ".join(_Text(page_of(run)).words)
+    assert f"{grave[0]['looks']:.0f} of {grave[0]['of_looks']} places" in text
+    assert f"{grave[0]['positions_m'][0]:g}" in text
+
+
+def test_a_code_table_decides_the_order_and_its_idle_entries_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path, SMALL)
+    codes = {"crack": 0.0, "corrosion": 0.0, "spalling": 5.0, "spaling": 4.0}
+    settings = run.spec.settings.model_copy(
+        update={"report": run.spec.settings.report.model_copy(update={"severities": codes})}
+    )
+    graded = replace(run, spec=run.spec.model_copy(update={"settings": settings}))
+    write_report(graded)
+    document = read_report(graded)
+    assert document["unused_grades"] == ["spaling"] and "spaling" in page_of(graded)
+    grades = {grade["label"]: (grade["grade"], grade["source"]) for grade in document["grades"]}
+    assert grades == {"crack": (0, "table"), "corrosion": (0, "table"), "spalling": (5, "table"), "sound": (0, "name")}
+    of_spalling = {
+        c["cluster_id"] for c in document["clusters"] if c["top_label"] == "spalling" or c["status"] == "born"
+    }
+    assert document["assets"] and all(set(asset["clusters"]) <= of_spalling for asset in document["assets"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from damage_atlas.train import labelled_images, loop, train_model
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, learning_rate, make_optimizer
-from damage_atlas.train.losses import MNPairLoss
+from damage_atlas.train.losses import MNPairLoss, instance_loss
 from damage_atlas.train.sampling import ExplicitTuples
 from damage_atlas.train.start import new_network
 from tests.support.backbone import SmallBackbone
@@ -78,26 +79,37 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Rank:
-    """Two exchanges for two threads: each waits for the other's tensor."""
-
-    workers = 2
+    """One of several exchanges for as many threads: each waits for the others' tensors."""
 
     def __init__(self, rank: int, slots: list[Tensor], barrier: threading.Barrier) -> None:
-        self.rank, self.slots, self.barrier = rank, slots, barrier
+        self.rank, self.workers, self.slots, self.barrier = rank, len(slots), slots, barrier
 
-    def _both(self, tensor: Tensor) -> list[Tensor]:
+    def _all(self, tensor: Tensor) -> list[Tensor]:
         self.slots[self.rank] = tensor
         self.barrier.wait(timeout=60)
-        both = list(self.slots)
+        tensors = list(self.slots)
         self.barrier.wait(timeout=60)
-        return both
+        return tensors
 
     def gather(self, tensor: Tensor) -> Tensor:
-        return torch.cat(self._both(tensor))
+        return torch.cat(self._all(tensor))
 
     def add(self, tensor: Tensor) -> Tensor:
-        first, second = self._both(tensor)
-        return first + second
+        first, *others = self._all(tensor)
+        return functools.reduce(torch.add, others, first)
+
+
+def ranks(workers: int) -> list[Rank]:
+    slots, barrier = [torch.empty(0)] * workers, threading.Barrier(workers)
+    return [Rank(rank, slots, barrier) for rank in range(workers)]
+
+
+def run_together(trainers: list[Trainer], until: int) -> None:
+    threads = [threading.Thread(target=each.run, args=(until, lambda _: None)) for each in trainers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 HARD_TUPLES = ("train.sampler=tuples", "train.n=2", "train.hard_classes=true")
@@ -117,25 +129,71 @@ def test_two_workers_make_the_bits_of_one(
 ) -> None:
     monkeypatch.setattr(loop, "_CLASSES_EVERY", 4)
     run = training_run(tmp_path, images, *assignments)
-    slots, barrier = [torch.empty(0)] * 2, threading.Barrier(2)
-    ranks = [Rank(0, slots, barrier), Rank(1, slots, barrier)]
     with ExitStack() as stack:
-        alone, first, second = (trainer(run, exchange, stack) for exchange in (Alone(), *ranks))
+        alone, *together = (trainer(run, exchange, stack) for exchange in (Alone(), *ranks(2)))
         alone.run(12, lambda _: None)
-        other = threading.Thread(target=second.run, args=(12, lambda _: None))
-        other.start()
-        first.run(12, lambda _: None)
-        other.join()
-    for worker in (first, second):
+        run_together(together, 12)
+    for worker in together:
         for mine, wanted in zip(worker.parameters, alone.parameters, strict=True):
             assert torch.equal(mine, wanted)
 
 
-def trainer(run: Run, exchange: Exchange, stack: ExitStack) -> Trainer:
+NOTHING_CHANGED = ("train.erasing_probability=0", "train.flips=false", "train.brightness=0")
+SHIFTED_TWICE = ("train.crop_side=0.7", "train.shift=0.1", "train.instance_weight=1", "train.instance_images=12")
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(
+    "assignments", [pytest.param(NOTHING_CHANGED, id="as they are"), pytest.param(SHIFTED_TWICE, id="augmented")]
+)
+def test_several_workers_make_the_gradients_of_one(
+    tmp_path: Path, images: Path, assignments: tuple[str, ...], dtype: torch.dtype, tolerance: float, workers: int
+) -> None:
+    """And one is what autograd makes of the whole batch at once, not cut into shards."""
+    run = training_run(tmp_path, images, "train.shards=6", "train.workers=1", *assignments)
+    with ExitStack() as stack:
+        alone, *together = (trainer(run, exchange, stack, dtype) for exchange in (Alone(), *ranks(workers)))
+        whole = gradient_of_the_whole(alone)
+        alone.run(1, lambda _: None)
+        run_together(together, 1)
+        following = gradient_of_the_whole(alone)
+    for mine in (alone, *together):
+        assert relative_distance(gradient(mine), whole) < tolerance
+    assert relative_distance(following, whole) > 100 * tolerance, "another batch has another gradient"
+
+
+def gradient(made: Trainer) -> Tensor:
+    parts = [parameter.grad for parameter in made.parameters]
+    return torch.cat([part.flatten() for part in parts if part is not None])
+
+
+def gradient_of_the_whole(made: Trainer) -> Tensor:
+    """Of the batch that comes next, all of it through the network and the loss in one graph."""
+    shards = made._load(made.state.iteration)
+    codes = torch.as_tensor(made.codes[made.batches[made.state.iteration]])
+    firsts = [shard[: made.shard_size] for shard in shards]
+    loss = made.criterion(embed(made, firsts), codes)
+    if made.second_views:
+        twice, second = ([s[cut] for s in shards] for cut in (slice(made.second_views), slice(made.shard_size, None)))
+        views = embed(made, twice), embed(made, second)
+        loss = loss + made.spec.instance_weight * instance_loss(*views, made.spec.temperature)
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, made.parameters)])
+
+
+def embed(made: Trainer, shards: list[Tensor]) -> Tensor:
+    return made.state.network(made.state.network.prepare(torch.cat(shards)))
+
+
+def relative_distance(mine: Tensor, wanted: Tensor) -> float:
+    return float((mine - wanted).norm() / wanted.norm())
+
+
+def trainer(run: Run, exchange: Exchange, stack: ExitStack, dtype: torch.dtype = torch.float32) -> Trainer:
     spec, found = run.spec.settings.train, labelled_images(run)
     pixels = stack.enter_context(Pixels(found, run.spec.images, spec.input_size, Limits.of(run.spec.settings.catalog)))
     torch.manual_seed(0)
-    network = DamageNet(spec.input_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = DamageNet(spec.input_size).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState(network, make_optimizer(network, spec))
     return Trainer(state, pixels, found.training_rows, found.training_codes, spec, exchange, found.label_sets)
 

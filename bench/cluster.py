@@ -1,0 +1,245 @@
+"""The cluster stage against its peers, and how it grows: t-SNE and DBSCAN, DBSCAN alone, the stage by archive size.
+
+    python -m bench cluster                  # map and clusters at 12,000; DBSCAN at 1,000,000; the stage at two sizes
+    python -m bench.cluster map              # one part: map, dbscan, stage
+    python -m bench.cluster stage 1000000    # the stage at another size
+
+The stage is all that it computes (landmarks, map, clusters, confidence), without tables. Vectors are drawn
+around 60 directions of unequal weight, one in fifty anywhere. Each measurement runs in a process of its own, so that
+its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from openTSNE import TSNE as OpenTSNE
+from sklearn.cluster import DBSCAN
+from sklearn.manifold import TSNE
+from sklearn.metrics import adjusted_rand_score
+
+from damage_atlas.cluster import map_and_cluster
+from damage_atlas.cluster.confidence import measure_confidence
+from damage_atlas.cluster.dbscan import dbscan
+from damage_atlas.cluster.density import find_clusters
+from damage_atlas.cluster.landmarks import choose_landmarks, estimate_memory
+from damage_atlas.cluster.layout import OldMap
+from damage_atlas.cluster.tsne import make_map
+from damage_atlas.neighbours import Floats, Ints, exact_neighbours, without_self
+from damage_atlas.parts import map_in_threads
+from damage_atlas.spec import ClusterSpec
+
+_KINDS, _NOISE, _ANYWHERE = 60, 0.35, 0.02
+_MAP_POINTS = 12_000
+_PLANE_POINTS, _PLANE_NEIGHBOURS = 1_000_000, 100
+
+
+def archive(count: int, seed: int = 0) -> tuple[Floats, Ints]:
+    """Unit vectors in 16-D, and the kind of each; -1 for those that lie anywhere."""
+    rng = np.random.default_rng(seed)
+    directions = _to_unit(np.random.default_rng(1).standard_normal((_KINDS, 16)))
+    weights = 1 / np.arange(1, _KINDS + 1)
+    kind = rng.choice(_KINDS, count, p=weights / weights.sum())
+    kind[rng.random(count) < _ANYWHERE] = -1
+    vectors = directions[kind] + rng.standard_normal((count, 16)) * _NOISE / 4
+    vectors[kind < 0] = rng.standard_normal((int((kind < 0).sum()), 16))
+    return _to_unit(vectors), kind
+
+
+def main() -> None:
+    """All parts."""
+    compare_maps()
+    compare_dbscan()
+    for count in (10_000, 100_000):
+        measure_stage(count)
+
+
+def compare_maps() -> None:
+    """t-SNE and DBSCAN of the same vectors: ours, openTSNE called plainly, scikit-learn's."""
+    results = {name: _alone(f"map-{name}") for name in ("ours", "opentsne", "scikit-learn")}
+    for name in ("opentsne", "scikit-learn"):
+        ratio = results[name]["seconds"] / results["ours"]["seconds"]
+        print(
+            f"t-SNE and DBSCAN, {_MAP_POINTS:,} vectors: {results['ours']['seconds']:.1f} s, "
+            f"{name} {results[name]['seconds']:.1f} s, ratio {ratio:.2f}; ARI with the kinds "
+            f"{results['ours']['ari']:.3f} and {results[name]['ari']:.3f}",
+            flush=True,
+        )
+
+
+def compare_dbscan() -> None:
+    """DBSCAN of points in the plane with about a hundred neighbours each."""
+    ours, theirs = _alone("dbscan-ours"), _alone("dbscan-scikit-learn")
+    assert ours["cores"] == theirs["cores"] and ours["noise"] == theirs["noise"], "not the same clusters"
+    print(
+        f"DBSCAN, {_PLANE_POINTS:,} points with about {_PLANE_NEIGHBOURS} neighbours: {ours['seconds']:.1f} s and "
+        f"{ours['mib']:,.0f} MiB, scikit-learn on 2 threads {theirs['seconds']:.1f} s and {theirs['mib']:,.0f} MiB, "
+        f"ratio {theirs['seconds'] / ours['seconds']:.1f}, memory {ours['mib'] / theirs['mib']:.1%}",
+        flush=True,
+    )
+
+
+def measure_stage(count: int) -> None:
+    """From nothing, and with 1% new on the kept map; with fewer landmarks against all."""
+    full = _alone(f"stage-{count}")
+    print(
+        f"stage, {count:,} vectors, {full['landmarks']:,} on the map: {full['seconds']:.0f} s "
+        f"({', '.join(f'{name} {value:.0f}' for name, value in full['parts'].items())}), {full['mib']:,.0f} MiB "
+        f"(estimated {full['estimate_mib']:,.0f}), ARI with the kinds {full['ari']:.3f}; 1% new: "
+        f"{full['again_seconds']:.0f} s, {full['again_seconds'] / full['seconds']:.0%}; with a fifth as landmarks "
+        f"{full['fifth_seconds']:.0f} s, ARI with the full answer {full['fifth_ari']:.3f}, landmarks that disagree "
+        f"{full['fifth_disagreement']:.1%}",
+        flush=True,
+    )
+
+
+def _map_ours() -> dict[str, Any]:
+    vectors, kind = archive(_MAP_POINTS)
+    spec = ClusterSpec(resamples=0)
+
+    def work() -> Ints:
+        near = without_self(exact_neighbours(vectors, 91), 90)
+        return find_clusters(make_map(vectors, near, spec), vectors, spec).labels_N
+
+    return _timed(work, kind)
+
+
+def _map_opentsne() -> dict[str, Any]:
+    vectors, kind = archive(_MAP_POINTS)
+    tsne = OpenTSNE(perplexity=30, metric="cosine", n_jobs=2, random_state=0)
+    return _timed(lambda: DBSCAN(eps=3, min_samples=10).fit(np.asarray(tsne.fit(vectors))).labels_, kind)
+
+
+def _map_scikit_learn() -> dict[str, Any]:
+    vectors, kind = archive(_MAP_POINTS)
+    tsne = TSNE(perplexity=30, metric="cosine", max_iter=750, n_jobs=2, random_state=0)
+    return _timed(lambda: DBSCAN(eps=3, min_samples=10).fit(tsne.fit_transform(vectors)).labels_, kind)
+
+
+def _timed(work: Callable[[], Ints], kind: Ints) -> dict[str, Any]:
+    started = time.perf_counter()
+    labels = work()
+    return {"seconds": time.perf_counter() - started, "ari": float(adjusted_rand_score(kind, labels))}
+
+
+def _dbscan_points() -> tuple[Floats, float]:
+    width = 1000.0
+    points = np.random.default_rng(0).uniform(0, width, (_PLANE_POINTS, 2))
+    return points, float(np.sqrt(_PLANE_NEIGHBOURS / np.pi / _PLANE_POINTS) * width)
+
+
+def _dbscan_ours() -> dict[str, Any]:
+    points, eps = _dbscan_points()
+    before, started = _peak_mib(), time.perf_counter()
+    labels, is_core = dbscan(points, eps, 10)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "mib": _peak_mib() - before,
+        "cores": int(is_core.sum()),
+        "noise": int((labels < 0).sum()),
+    }
+
+
+def _dbscan_scikit_learn() -> dict[str, Any]:
+    points, eps = _dbscan_points()
+    before, started = _peak_mib(), time.perf_counter()
+    found = DBSCAN(eps=eps, min_samples=10, n_jobs=2).fit(points)
+    seconds = time.perf_counter() - started
+    cores, noise = len(found.core_sample_indices_), int((found.labels_ < 0).sum())
+    return {"seconds": seconds, "mib": _peak_mib() - before, "cores": cores, "noise": noise}
+
+
+def _stage(count: int) -> dict[str, Any]:
+    spec = ClusterSpec()
+    new = count // 100
+    everything, kinds = archive(count + new)
+    vectors, kind = everything[:count], kinds[:count]
+    parts: dict[str, float] = {}
+    seconds, (mapped, found) = _run_stage(vectors, spec, None, parts)
+    peak = _peak_mib()
+    old = np.full((count + new, 2), np.nan)
+    old[:count] = found.positions_N2
+    was = np.isin(np.arange(count + new), mapped)
+    again_seconds, _ = _run_stage(everything, spec, OldMap(old, landmark_N=was), {})
+    fifth = spec.model_copy(update={"landmarks": min(count, spec.landmarks) // 5, "resamples": 0})
+    fifth_seconds, (_, spread) = _run_stage(vectors, fifth, None, {})
+    return {
+        "seconds": seconds,
+        "parts": parts,
+        "landmarks": len(mapped),
+        "mib": peak,
+        "estimate_mib": estimate_memory(count, len(mapped), 16, spec) / 2**20,
+        "ari": float(adjusted_rand_score(kind, found.labels_N)),
+        "again_seconds": again_seconds,
+        "fifth_seconds": fifth_seconds,
+        "fifth_ari": float(adjusted_rand_score(found.labels_N, spread.labels_N)),
+        "fifth_disagreement": spread.disagreement,
+    }
+
+
+def _run_stage(
+    vectors_ND: Floats, spec: ClusterSpec, old: OldMap | None, parts: dict[str, float]
+) -> tuple[float, tuple[Ints, Any]]:
+    started = time.perf_counter()
+    if old is None or old.landmark_N is None:
+        mapped = choose_landmarks(vectors_ND, spec)
+    else:
+        mapped = choose_landmarks(vectors_ND, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
+    parts["landmarks"] = time.perf_counter() - started
+    _, _, found = map_and_cluster(vectors_ND, mapped, spec, old)
+    parts["map and clusters"] = time.perf_counter() - started - sum(parts.values())
+    near = found.near.ids_NK[:, :10]
+    measure_confidence(vectors_ND, near, found.labels_N, [None] * len(vectors_ND), spec, map_in_threads)
+    parts["confidence"] = time.perf_counter() - started - sum(parts.values())
+    return time.perf_counter() - started, (mapped, found)
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _to_unit(vectors_ND: Any) -> Floats:
+    return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True), np.float32)
+
+
+def _alone(what: str) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    command = [sys.executable, "-m", "bench.cluster", "--measure", what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    if done.returncode:
+        sys.exit(f"bench.cluster, {what}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+_MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "map-ours": _map_ours,
+    "map-opentsne": _map_opentsne,
+    "map-scikit-learn": _map_scikit_learn,
+    "dbscan-ours": _dbscan_ours,
+    "dbscan-scikit-learn": _dbscan_scikit_learn,
+}
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["--measure", what]:
+            measured = _stage(int(what.removeprefix("stage-"))) if what.startswith("stage-") else _MEASUREMENTS[what]()
+            print(json.dumps(measured))
+        case ["map"]:
+            compare_maps()
+        case ["dbscan"]:
+            compare_dbscan()
+        case ["stage", *sizes] if sizes:
+            for size in sizes:
+                measure_stage(int(size))
+        case _:
+            main()

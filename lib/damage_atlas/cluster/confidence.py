@@ -1,0 +1,193 @@
+"""How sure a cluster is: whether it comes back on other maps, and whether it holds together in the embedding itself.
+
+N points, K neighbours, C clusters, S points of a resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
+from threadpoolctl import threadpool_limits
+
+from damage_atlas.cluster.density import find_clusters
+from damage_atlas.cluster.tsne import SMALLEST_MAP, make_map
+from damage_atlas.neighbours import Floats, Ints, exact_neighbours, without_self
+from damage_atlas.parts import MapParts
+from damage_atlas.spec import ClusterSpec
+
+REAPPEARS_AS_ITSELF = 0.5  # share of resamples: a cluster that comes back in fewer was drawn together by the map
+CONFIDENT = 0.5  # uniform random vectors stay below it, see docs/results.md
+_DRAWN_SHARE = 0.8  # of the photos: each resample leaves out a fifth
+_FEW_GROUPS = 10  # with fewer photos, images are drawn instead
+_EPS_FACTORS = (1.0, 0.8, 1.2)
+_SAME = 0.5  # Jaccard index from which a cluster has come back: below it, Hennig 2007 calls it dissolved
+_KEPT_OF_EACH = 50  # points of every cluster that a resample keeps however large the archive
+_BODY_SHARE = 0.9  # of all points: a cluster of more has nothing to be told from, and does not count as held together
+_SAMPLE = 3000  # points that scores over all pairs, or over all contingencies, are computed on
+_EXPLAINED = 0.1  # adjusted mutual information from which something explains a cluster
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Of each cluster, in the order of labels.
+
+    Attributes:
+        reappears_C: share of resamples in which it came back; NaN without resamples.
+        cohesion_C: share of its points' neighbours in the embedding that lie in it, beyond what its size alone gives
+            them: 0 for no more than that, and for a cluster of nearly all points; 1 for all.
+        agreement: mean adjusted Rand index of the clusters with those of a resample; NaN without resamples.
+    """
+
+    reappears_C: NDArray[np.float64]
+    cohesion_C: NDArray[np.float64]
+    agreement: float
+
+    @property
+    def confidence_C(self) -> NDArray[np.float64]:
+        """The lower of the two: a cluster must come back, and hold together."""
+        return np.fmin(self.reappears_C, self.cohesion_C)
+
+
+@dataclass(frozen=True)
+class _Resample:
+    number: int
+    rows_S: Ints
+
+
+def measure_confidence(
+    vectors_ND: Floats,
+    near_ids_NK: Ints,
+    labels_N: Ints,
+    groups_N: Sequence[str | None],
+    spec: ClusterSpec,
+    map_parts: MapParts,
+) -> Confidence:
+    """Cluster again on maps of other seeds, of four fifths of the photos, with eps up to a fifth smaller and larger.
+
+    Args:
+        near_ids_NK: neighbours of each vector in the embedding, without itself.
+        labels_N: the clusters, -1 for noise.
+        groups_N: which images come from one photo and are drawn together; None: by itself.
+    """
+    clusters = int(labels_N.max(initial=-1)) + 1
+    cohesion = _cohesion(near_ids_NK, labels_N, clusters)
+    if spec.resamples == 0 or clusters == 0 or len(labels_N) < SMALLEST_MAP:
+        return Confidence(np.full(clusters, np.nan), cohesion, float("nan"))
+    resamples = [
+        _Resample(number, _draw(labels_N, groups_N, spec, np.random.default_rng((spec.seed, number))))
+        for number in range(spec.resamples)
+    ]
+
+    def again(resample: _Resample) -> tuple[NDArray[np.float64], float]:
+        found = _clusters_again(vectors_ND[resample.rows_S], spec, resample.number)
+        before = labels_N[resample.rows_S]
+        return _jaccard(before, found, clusters), float(adjusted_rand_score(before, found))
+
+    # One limit around all: each map sets its own, and one that ends would lift that of its neighbours.
+    with threadpool_limits(limits=1, user_api="blas"):
+        results = list(map_parts(again, resamples))
+    jaccard_RC = np.array([jaccard for jaccard, _ in results])
+    seen = ~np.isnan(jaccard_RC)
+    came_back = (np.where(seen, jaccard_RC, 0) >= _SAME).sum(axis=0)
+    return Confidence(came_back / np.maximum(seen.sum(axis=0), 1), cohesion, float(np.mean([a for _, a in results])))
+
+
+def explained_by(
+    labels_N: Ints, damage_N: Sequence[str | None], nuisances: Mapping[str, Sequence[str | None]]
+) -> tuple[dict[str, float], list[str | None]]:
+    """What clusters have to do with where an image comes from, by adjusted mutual information (Vinh et al. 2010).
+
+    Args:
+        damage_N: class of each image, given or predicted.
+        nuisances: name -> value for each image. One that has a single value, or another for each image, says nothing.
+
+    Returns:
+        The adjusted mutual information of the clusters with each nuisance and with ``class``; and for each cluster the
+        nuisance that explains it better than the class does, None where none does.
+    """
+    clusters = int(labels_N.max(initial=-1)) + 1
+    rows = np.random.default_rng(0).permutation(len(labels_N))[:_SAMPLE]
+    labels, damage = labels_N[rows], _codes([damage_N[row] for row in rows])
+    codes = {name: _codes([values[row] for row in rows]) for name, values in nuisances.items()}
+    codes = {name: values for name, values in codes.items() if 1 < len(np.unique(values)) <= len(rows) / 2}
+    overall = {name: float(adjusted_mutual_info_score(values, labels)) for name, values in codes.items()}
+    if len(rows):
+        overall["class"] = float(adjusted_mutual_info_score(damage, labels))
+    marks: list[str | None] = []
+    for cluster in range(clusters):
+        member = labels == cluster
+        scores = {name: float(adjusted_mutual_info_score(values, member)) for name, values in codes.items()}
+        best = max(scores, key=lambda name: (scores[name], name), default=None)
+        limit = max(float(adjusted_mutual_info_score(damage, member)), _EXPLAINED)
+        marks.append(best if best is not None and scores[best] > limit else None)
+    return overall, marks
+
+
+def silhouette(vectors_ND: Floats, labels_N: Ints) -> float | None:
+    """Mean silhouette (Rousseeuw 1987) of clustered points over cosine distances in the embedding, noise left out.
+
+    None with fewer than two clusters. Of large archives it is that of a sample.
+    """
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(labels_N >= 0))[:_SAMPLE]
+    if not 2 <= len(np.unique(labels_N[rows])) < len(rows):
+        return None
+    return float(silhouette_score(vectors_ND[rows], labels_N[rows], metric="cosine"))
+
+
+def _cohesion(near_ids_NK: Ints, labels_N: Ints, clusters: int) -> NDArray[np.float64]:
+    if clusters == 0 or near_ids_NK.shape[1] == 0:
+        return np.zeros(clusters)
+    clustered = labels_N >= 0
+    same = (labels_N[near_ids_NK] == labels_N[:, None]).mean(axis=1)
+    sizes = np.bincount(labels_N[clustered], minlength=clusters)
+    share = np.bincount(labels_N[clustered], same[clustered], minlength=clusters) / sizes
+    by_size = (sizes - 1) / max(len(labels_N) - 1, 1)
+    beyond = np.divide(share - by_size, 1 - by_size, out=np.zeros(clusters), where=by_size <= _BODY_SHARE)
+    return np.asarray(np.clip(beyond, 0, 1))
+
+
+def _draw(labels_N: Ints, groups_N: Sequence[str | None], spec: ClusterSpec, draw: np.random.Generator) -> Ints:
+    """Rows of four fifths of the photos; of a large archive a sample of them in which every cluster keeps some."""
+    groups = _codes([f"image {row}" if group is None else f"group {group}" for row, group in enumerate(groups_N)])
+    if groups.max() + 1 < _FEW_GROUPS:
+        groups = np.arange(len(groups))
+    order = draw.permutation(int(groups.max()) + 1)
+    rows = np.flatnonzero(np.isin(groups, order[: max(int(_DRAWN_SHARE * len(order)), 1)]))
+    if len(rows) <= spec.resample_points:
+        return rows
+    rows = draw.permutation(rows)
+    by_label = np.argsort(labels_N[rows], kind="stable")
+    place = np.empty(len(rows), np.int64)  # of each row among those of its cluster
+    _, first, counts = np.unique(labels_N[rows][by_label], return_index=True, return_counts=True)
+    place[by_label] = np.arange(len(rows)) - np.repeat(first, counts)
+    kept = (place < _KEPT_OF_EACH) & (labels_N[rows] >= 0)
+    others = np.flatnonzero(~kept)[: max(spec.resample_points - int(kept.sum()), 0)]
+    return np.sort(np.concatenate([rows[kept], rows[others]]))
+
+
+def _clusters_again(vectors_SD: Floats, spec: ClusterSpec, number: int) -> Ints:
+    wanted = min(int(3 * spec.perplexity), len(vectors_SD) - 1)
+    near = without_self(exact_neighbours(vectors_SD, wanted + 1), wanted)
+    positions = make_map(vectors_SD, near, spec, random_start=spec.seed + number + 1)
+    return find_clusters(positions, vectors_SD, spec, _EPS_FACTORS[number % len(_EPS_FACTORS)]).labels_N
+
+
+def _jaccard(before_S: Ints, found_S: Ints, clusters: int) -> NDArray[np.float64]:
+    """Of each cluster the largest Jaccard index with a cluster found again; NaN where the resample has none of it."""
+    others = int(found_S.max(initial=-1)) + 1
+    both = np.zeros((clusters, others + 1))  # the last column: noise
+    clustered = before_S >= 0
+    np.add.at(both, (before_S[clustered], np.where(found_S < 0, others, found_S)[clustered]), 1)
+    sizes = both.sum(axis=1)
+    found_sizes = np.bincount(found_S[found_S >= 0], minlength=others)
+    union = sizes[:, None] + found_sizes[None, :] - both[:, :others]
+    largest = (both[:, :others] / np.maximum(union, 1)).max(axis=1, initial=0.0)
+    return np.where(sizes > 0, largest, np.nan)
+
+
+def _codes(values: Sequence[str | None]) -> Ints:
+    return np.unique(["" if value is None else str(value) for value in values], return_inverse=True)[1].astype(np.int64)

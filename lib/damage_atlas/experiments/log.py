@@ -1,0 +1,58 @@
+"""Measurements as lines of a file: one that is there is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+Row = dict[str, Any]
+
+
+class MeasurementLog:
+    """Rows of a JSON-lines file, each with ``key``: a digest of all that decides it.
+
+    Args:
+        file: is made when the first row is added.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        text = file.read_text() if file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # the last line's writer was killed
+            file.write_text(whole)
+        self._rows = [json.loads(line) for line in whole.splitlines()]
+
+    def measured(self, decides: Row, names: Row, measure: Callable[[], Row]) -> Row:
+        """The row of these circumstances: from the file, or measured now and added to it.
+
+        Args:
+            decides: all that decides the result; anything that JSON can say.
+            names: what the row is called by in tables.
+            measure: gives the scores.
+        """
+        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        for row in self._rows:
+            if row["key"] == key:
+                return row
+        row = {"key": key, **names, **measure()}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._rows.append(row)
+        return row
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95% interval (Student's t); None for the width of fewer than two values."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None
+    spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return mean, float(t.ppf(0.975, len(values) - 1)) * spread

@@ -1,0 +1,58 @@
+"""Grades of damage: from a label to a number between 0 (none) and 5 (worst), by the archive's code table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from damage_atlas.metrics import is_undamaged
+from damage_atlas.spec import MAX_GRADE, ReportSpec
+
+
+@dataclass(frozen=True)
+class CodeTable:
+    """Label -> grade. Capital letters do not matter.
+
+    A label of several (``crack+spalling``) that the table lacks has the worst grade of its parts. What the table lacks
+    and whose name says that nothing is wrong is 0; everything else, images without a label too, is ``others``.
+    """
+
+    grades: Mapping[str, float] = field(default_factory=dict)
+    others: float = 3.0
+
+    @classmethod
+    def of(cls, settings: ReportSpec) -> CodeTable:
+        """The table of an archive's settings."""
+        return cls(
+            {label.casefold(): grade for label, grade in settings.severities.items()}, settings.severity_of_others
+        )
+
+    def grade(self, label: str | None) -> float:
+        """The grade of ``label``."""
+        if label is None:
+            return self.others
+        whole = self.grades.get(label.casefold())
+        return max(map(self._part, label.split("+"))) if whole is None else whole
+
+    def _part(self, label: str) -> float:
+        known = self.grades.get(label.casefold())
+        if known is not None:
+            return known
+        return 0.0 if is_undamaged(label) else self.others
+
+    def source(self, label: str) -> str:
+        """Where the grade comes from: ``table``, ``name`` (it says that nothing is wrong) or ``others``."""
+        parts = [label] if label.casefold() in self.grades else label.split("+")
+        if all(part.casefold() in self.grades for part in parts):
+            return "table"
+        return "name" if all(map(is_undamaged, parts)) else "others"
+
+    def unused(self, labels: set[str]) -> list[str]:
+        """Entries of the table that no label of the archive has, perhaps because they are misspelt."""
+        there = {name.casefold() for label in labels for name in (label, *label.split("+"))}
+        return sorted(self.grades.keys() - there)
+
+
+def weight(grade: float) -> float:
+    """How much a grade counts, 0 to 1: each whole grade twice as much as the one below it, none nothing."""
+    return float(2.0 ** (grade - MAX_GRADE)) if grade > 0 else 0.0

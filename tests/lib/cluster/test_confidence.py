@@ -1,0 +1,150 @@
+"""Confidence: clusters that are there come back and hold together; those that chance or the map made do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_mutual_info_score
+
+from damage_atlas.cluster.confidence import CONFIDENT, Confidence, explained_by, measure_confidence, silhouette
+from damage_atlas.cluster.density import find_clusters
+from damage_atlas.cluster.tsne import make_map
+from damage_atlas.neighbours import exact_neighbours, without_self
+from damage_atlas.parts import map_in_threads
+from damage_atlas.spec import ClusterSpec
+
+SPEC = ClusterSpec(map_iterations=300, resamples=3)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def grouped(n: int, groups: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    group = rng.integers(groups, size=n)
+    return unit(np.eye(16)[group] + rng.normal(0, 0.1, (n, 16))), group
+
+
+def near_ids(vectors: np.ndarray, k: int = 10) -> np.ndarray:
+    return without_self(exact_neighbours(vectors, k + 1), k).ids_NK
+
+
+def measured(
+    vectors: np.ndarray, labels: np.ndarray, spec: ClusterSpec = SPEC, photos: list[str | None] | None = None
+) -> Confidence:
+    photos = photos or [None] * len(vectors)
+    return measure_confidence(vectors, near_ids(vectors), labels, photos, spec, map_in_threads)
+
+
+def test_groups_that_are_there_come_back_and_hold_together() -> None:
+    vectors, group = grouped(500)
+    found = measured(vectors, group)
+    assert (found.reappears_C >= 0.8).all() and (found.cohesion_C > 0.9).all() and found.agreement > 0.8
+    assert (found.confidence_C == np.minimum(found.reappears_C, found.cohesion_C)).all()
+
+
+def test_groups_that_are_not_there_do_not() -> None:
+    """One group cut in two at random, and one that was only ever drawn together on paper."""
+    vectors, group = grouped(500)
+    rng = np.random.default_rng(1)
+    labels = group.copy()
+    labels[(group == 0) & (rng.random(500) < 0.5)] = 5
+    labels[(group == 4)] = np.where(rng.random((group == 4).sum()) < 0.15, 6, 4)
+    found = measured(vectors, labels)
+    assert found.cohesion_C[[0, 5, 6]].max() < CONFIDENT < found.confidence_C[[1, 2, 3]].min()
+    assert found.reappears_C[6] == 0
+
+
+@pytest.mark.parametrize(("n", "seed"), [(300, 0), (800, 1)])
+def test_uniform_vectors_have_no_cluster_above_the_limit(n: int, seed: int) -> None:
+    vectors = unit(np.random.default_rng(seed).normal(size=(n, 16)))
+    near = without_self(exact_neighbours(vectors, 91), 90)
+    labels = find_clusters(make_map(vectors, near, SPEC), vectors, SPEC).labels_N
+    assert (measured(vectors, labels).confidence_C < CONFIDENT).all()
+
+
+@pytest.mark.parametrize("method", ["hdbscan", "kmeans"])
+def test_uniform_vectors_have_none_by_other_methods(method: str) -> None:
+    spec = ClusterSpec.model_validate({"method": method, "map_iterations": 300, "resamples": 3})
+    vectors = unit(np.random.default_rng(3).normal(size=(600, 16)))
+    near = without_self(exact_neighbours(vectors, 91), 90)
+    labels = find_clusters(make_map(vectors, near, spec), vectors, spec).labels_N
+    assert (measured(vectors, labels, spec).confidence_C < CONFIDENT).all()
+
+
+def test_it_is_repeatable_and_does_not_depend_on_threads() -> None:
+    vectors, group = grouped(200)
+    photos: list[str | None] = [f"p{i // 4}" for i in range(200)]
+    one = measure_confidence(
+        vectors, near_ids(vectors), group, photos, SPEC, lambda function, parts: map(function, parts)
+    )
+    two = measured(vectors, group, SPEC, photos)
+    assert (one.reappears_C == two.reappears_C).all() and one.agreement == two.agreement
+
+
+def test_a_cluster_of_one_photo_is_gone_where_the_photo_is_and_does_not_count_there() -> None:
+    vectors, group = grouped(400)
+    photos: list[str | None] = [f"p{i}" for i in range(400)]
+    strange = unit(np.eye(16)[[12] * 30] + np.random.default_rng(1).normal(0, 0.05, (30, 16)))
+    found = measured(
+        np.concatenate([vectors, strange]), np.concatenate([group, np.full(30, 5)]), SPEC, [*photos, *["one"] * 30]
+    )
+    assert found.reappears_C[5] >= 0.8
+
+
+def test_of_a_large_archive_a_sample_keeps_rare_clusters() -> None:
+    vectors, group = grouped(2000)
+    rare = unit(np.eye(16)[[12] * 20] + np.random.default_rng(1).normal(0, 0.05, (20, 16)))
+    spec = SPEC.model_copy(update={"resample_points": 400, "resamples": 3})
+    found = measured(np.concatenate([vectors, rare]), np.concatenate([group, np.full(20, 5)]), spec)
+    assert (found.reappears_C >= 0.6).all()
+
+
+def test_without_resamples_cohesion_alone_counts() -> None:
+    vectors, group = grouped(100)
+    found = measured(vectors, group, SPEC.model_copy(update={"resamples": 0}))
+    assert np.isnan(found.reappears_C).all() and np.isnan(found.agreement)
+    assert (found.confidence_C == found.cohesion_C).all()
+
+
+def test_cohesion_against_plain_loops() -> None:
+    vectors, group = grouped(60, 3)
+    labels = np.where(np.arange(60) % 7 == 0, -1, group)
+    near = near_ids(vectors)
+    found = measure_confidence(vectors, near, labels, [None] * 60, ClusterSpec(resamples=0), map_in_threads)
+    for cluster in range(3):
+        own = [i for i in range(60) if labels[i] == cluster]
+        share = sum(labels[j] == cluster for i in own for j in near[i]) / (len(own) * 10)
+        by_size = (len(own) - 1) / 59
+        assert np.isclose(found.cohesion_C[cluster], max((share - by_size) / (1 - by_size), 0))
+
+
+@pytest.mark.parametrize("n", [0, 1, 9, 10])
+def test_few_points_and_no_clusters(n: int) -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(n, 16))) if n else np.zeros((0, 16), np.float32)
+    near = near_ids(vectors) if n > 1 else np.zeros((n, 0), np.int64)
+    for labels in (np.full(n, -1), np.zeros(n, np.int64)):
+        found = measure_confidence(vectors, near, labels, [None] * n, SPEC, map_in_threads)
+        assert len(found.confidence_C) == labels.max(initial=-1) + 1
+        assert silhouette(vectors, labels) is None
+
+
+def test_one_cluster_of_everything_holds_together_against_nothing() -> None:
+    vectors = unit(np.eye(16)[[0] * 80] + np.random.default_rng(0).normal(0, 0.05, (80, 16)))
+    assert measured(vectors, np.zeros(80, np.int64)).confidence_C.tolist() == [0]
+
+
+def test_what_an_asset_explains_is_marked() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 100)
+    classes: list[str | None] = ["crack" if label == 0 else "spalling" for label in labels]
+    assets: list[str | None] = ["pier" if label == 1 else f"deck {rng.integers(5)}" for label in labels]
+    alone: list[str | None] = [f"f{i}" for i in range(300)]
+    overall, marks = explained_by(labels, classes, {"asset": assets, "photo": alone, "delivery": ["d1"] * 300})
+    assert marks == [None, "asset", None] and set(overall) == {"asset", "class"}
+    assert np.isclose(overall["class"], adjusted_mutual_info_score(classes, labels))
+
+
+def test_without_images_nothing_is_explained() -> None:
+    assert explained_by(np.zeros(0, np.int64), [], {"asset": []}) == ({}, [])

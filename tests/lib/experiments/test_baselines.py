@@ -1,0 +1,89 @@
+"""Baselines: trained on the same images, tuned without the held-out ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from damage_atlas.experiments.baselines import (
+    METHODS,
+    compare_baselines,
+    texture_and_colour,
+    vectors_of,
+    with_validation,
+)
+from damage_atlas.experiments.data import open_images
+from damage_atlas.spec import Settings, with_overrides
+from damage_atlas.train.evaluate import held_out_scores
+from tests.support.small_archive import make_labelled
+
+SETTINGS = with_overrides(
+    Settings(),
+    ["train.input_size=32", "train.iterations=40", "train.batch_size=24", "train.learning_rate=0.002",
+     "train.precision=float32", "train.erasing_probability=0"],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labelled(tmp_path_factory.mktemp("images") / "labelled")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_learns_the_stripes(method: str, folder: Path, tmp_path: Path) -> None:
+    with open_images(str(folder), tmp_path, SETTINGS) as (images, pixels):
+        vectors = vectors_of(method, images, pixels, SETTINGS.train)
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+        assert held_out_scores(images, vectors)["knn_accuracy"] > 0.9
+
+
+def test_a_loss_with_weights_of_its_own_is_drawn_by_the_seed(folder: Path, tmp_path: Path) -> None:
+    spec = SETTINGS.train.model_copy(update={"iterations": 2})
+    with open_images(str(folder), tmp_path, SETTINGS) as (images, pixels):
+        first, again, other = (
+            vectors_of("cross-entropy", images, pixels, spec.model_copy(update={"seed": seed})) for seed in (0, 0, 1)
+        )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_tuning_sees_no_held_out_image(folder: Path, tmp_path: Path) -> None:
+    with open_images(str(folder), tmp_path, SETTINGS) as (images, _):
+        inner = with_validation(images, seed=0)
+        assert set(inner.training_rows) | set(inner.rows_of("test")) == set(images.training_rows)
+        assert not set(inner.training_rows) & set(inner.rows_of("test"))
+        assert {inner.labels[row] for row in inner.rows_of("test")} == set(images.classes)
+
+
+def test_the_better_rate_is_taken_and_nothing_is_measured_twice(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    spec = SETTINGS.train.model_copy(update={"iterations": 10})
+    rates = [1e9, 0.002]  # a network whose weights are thrown about says nothing
+    with open_images(str(folder), tmp_path, SETTINGS) as (images, pixels):
+        asked = (images, pixels, spec, ["SupCon"], [0, 1], rates, file)
+        rows = compare_baselines(*asked)
+        assert [(row["seed"], row["learning_rate"]) for row in rows] == [(0, 0.002), (1, 0.002)]
+        written = file.read_text()
+        assert compare_baselines(*asked) == rows and file.read_text() == written
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="not known; mn_pair, cross-entropy"):
+        vectors_of("magic", None, None, SETTINGS.train)  # type: ignore[arg-type]
+
+
+def test_texture_is_what_plain_loops_count() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    grey = pixels.astype(np.float64).mean(axis=2)
+    around = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
+    wanted = [np.zeros(16) for _ in range(3)] + [np.zeros(256) for _ in range(3)]
+    for y in range(12):
+        for x in range(12):
+            for channel in range(3):
+                wanted[channel][pixels[y, x, channel] // 16] += 1
+            for place, radius in enumerate((1, 2, 4)):
+                near = [(y + dy * radius, x + dx * radius) for dy, dx in around]
+                if all(0 <= v < 12 and 0 <= w < 12 for v, w in near):
+                    wanted[3 + place][sum(2**i for i, (v, w) in enumerate(near) if grey[v, w] >= grey[y, x])] += 1
+    assert np.allclose(texture_and_colour(pixels), np.concatenate([counts / counts.sum() for counts in wanted]))
