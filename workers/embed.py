@@ -86,8 +86,10 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     context.enable_progress_bars = False  # our own line per interval says more
     context.wait_for_min_actors_s = _ACTORS_READY_S
     context.target_max_block_size = None  # a part stays in one piece
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    cluster = ray.cluster_resources()
+    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
     on_gpu = gpus >= 1
+    actors = min(spec.actors, len(parts), gpus or len(parts))
     items = [{"part": json.dumps({**asdict(part), "wanted": part.wanted.model_dump()})} for part in parts]
     results = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -98,7 +100,10 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
             fn_constructor_args=(run.uri, "cuda" if on_gpu else "cpu"),
             # One part at a time: what is queued at one actor while another idles would be waited for.
             compute=ActorPoolStrategy(
-                size=min(spec.actors, len(parts), gpus or len(parts)), max_tasks_in_flight_per_actor=1
+                # What the cluster has room for now is waited for; the others may come when it grows.
+                min_size=max(min(actors, cpus // spec.threads_per_actor), 1),
+                max_size=actors,
+                max_tasks_in_flight_per_actor=1,
             ),
             num_cpus=spec.threads_per_actor,
             num_gpus=1 if on_gpu else None,
