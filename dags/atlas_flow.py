@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow.sdk import Asset, AssetAlias, BaseOperatorLink, get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import Asset, AssetAlias, BaseNotifier, BaseOperatorLink, get_current_context, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_ray_jobs import RayJobOperator
-from damage_atlas.contracts import RunKind
+from damage_atlas.contracts import Alerts, RunKind
 from damage_atlas.errors import AtlasError, InputError
 from damage_atlas.spec import ArchiveSpec, parse_document, with_overrides
-from damage_atlas.store import Store, absolute, start_run
+from damage_atlas.store import Run, Store, absolute, start_run
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -111,6 +112,7 @@ def open_run(kind: RunKind, archive: str | None = None) -> str:
         if images is None:
             raise InputError(f"archive {spec.archive} names no training_images; add them to its file.")
         settings = spec.training_settings if training else spec.settings
+        notifiers_of(spec)  # hours before the first alert, not when it is due
         changes = [f"train.iterations={params['iterations']}"] if params.get("iterations") else []
         return start_run(
             Store(STORE),
@@ -171,9 +173,74 @@ def stage_task(stage: str, run_uri: Any, **more: Any) -> RayJobOperator:
     return operator
 
 
+def alert_task(archive: ArchiveSpec, run_uri: Any) -> Any:
+    """Tells of the run's alerts: through the archive's notifiers, and as an event of the asset damage_alerts_<archive>.
+
+    A quiet run's task is skipped: nothing is sent, and no event is emitted. When a notifier fails the others are still
+    asked, then the try fails; the next try asks all of them again.
+    """
+    asset = Asset(f"damage_alerts_{archive.archive}")
+
+    @task(task_id="alert", outlets=[asset], retries=2, execution_timeout=timedelta(minutes=10), doc_md=ALERT_DOC)
+    def alert(run_uri: str) -> int:
+        run = Run.load(run_uri)
+        found = Alerts.model_validate_json(run.read("cluster", "alerts.json"))
+        if not found.alerts:
+            raise AirflowSkipException(f"version {found.version} is quiet: {found.not_compared or 'no alert'}")
+        report = run.store.uri(run.artifact("report").outputs["index.html"].key)
+        lines = [f"{n}. {one.text} Look first at {one.medoid.uri}" for n, one in enumerate(found.alerts, 1)]
+        subject = f"{archive.archive} version {found.version}: {len(lines)} alert{'s' if len(lines) > 1 else ''}"
+        context = get_current_context()
+        context["outlet_events"][asset].extra = {
+            "version": found.version, "run": run_uri, "report": report,
+            "alerts": [{"kind": a.kind, "cluster_id": a.cluster_id, "text": a.text} for a in found.alerts],
+        }  # fmt: skip
+        words = {
+            "alert_subject": subject,
+            "alert_text": "\n".join([subject, *lines, f"Report: {report}"]),
+            "alerts": found.model_dump(mode="json")["alerts"],
+        }
+        print(words["alert_text"])
+        failed = []
+        for notifier in notifiers_of(archive):
+            try:
+                notifier({**context, **words})
+            except Exception as error:  # whatever a provider raises: the other notifiers must still be asked
+                failed.append(f"{type(notifier).__name__}: {error}")
+        if failed:
+            raise AirflowException(f"{len(failed)} notifiers failed: {'; '.join(failed)}")
+        return len(lines)
+
+    return alert(run_uri)
+
+
+def notifiers_of(archive: ArchiveSpec) -> list[BaseNotifier]:
+    """The notifiers that the archive's file names.
+
+    Raises:
+        InputError: one cannot be imported, is no notifier, or does not take its arguments.
+    """
+    notifiers = []
+    for spec in archive.notifiers:
+        module, _, name = spec.notifier.partition(":")
+        try:
+            notifier = getattr(importlib.import_module(module), name)(**spec.arguments)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"archive {archive.archive}: notifier {spec.notifier} cannot be used ({error}). Install its provider "
+                "where Airflow runs, or mend the archive's file."
+            ) from error
+        if not isinstance(notifier, BaseNotifier):
+            raise InputError(f"archive {archive.archive}: {spec.notifier} is not an Airflow notifier.")
+        notifiers.append(notifier)
+    return notifiers
+
+
 def _run_id(moment: str, airflow_run_id: str) -> str:
     return f"{moment}-{hashlib.sha256(airflow_run_id.encode()).hexdigest()[:6]}"
 
+
+ALERT_DOC = "Tells of new damage: asks the archive's notifiers and emits an asset event. Skipped when a run is quiet."
 
 STAGE_DOCS = {
     "catalog": "Lists, checks, hashes and tiles the images; quarantines what cannot be read, with the reason.",

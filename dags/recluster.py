@@ -1,11 +1,11 @@
-"""One DAG for each archive file: embed what is new, cluster, explain, and publish the next version."""
+"""One DAG for each archive file: embed what is new, cluster, explain, publish the next version, and tell of alerts."""
 
 from __future__ import annotations
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, Param, chain
 from airflow.timetables.trigger import CronTriggerTimetable
 
-from atlas_flow import DEFAULTS, archives, delivery_asset, model_asset, open_run, stage_task
+from atlas_flow import DEFAULTS, alert_task, archives, delivery_asset, model_asset, open_run, stage_task
 from damage_atlas.contracts import STAGES_OF_KIND
 from damage_atlas.spec import NAME_PATTERN, ArchiveSpec
 from notify import alerts
@@ -22,6 +22,8 @@ are reused; clusters keep the ids they had. One run at a time: a second one wait
   `deliveries {archive}` says that a delivery has come
 * **Images**: `{images}`
 * **Model**: `{model}`
+* **Alerts**: new damage is told of through the archive's notifiers and as an event of the asset
+  `damage_alerts_{archive}`; a quiet run skips that task.
 * **When it fails**: the failing task's log ends with what happened and what to do. Retrying or clearing a task goes on
   where it stopped; a run that was not published is invisible to readers.
 """
@@ -59,7 +61,7 @@ def recluster_dag(archive: ArchiveSpec) -> DAG:
         **alerts(archive.deadline_hours),
     ) as dag:
         run = open_run("recluster", archive.archive)
-        chain(run, *(stage_task(stage, run) for stage in STAGES_OF_KIND["recluster"]))
+        chain(run, *(stage_task(stage, run) for stage in STAGES_OF_KIND["recluster"]), alert_task(archive, run))
     return dag
 
 

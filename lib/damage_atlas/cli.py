@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from damage_atlas.contracts import Remark
 from damage_atlas.errors import AtlasError, InputError
 from damage_atlas.spec import (
     ArchiveSpec,
@@ -49,6 +51,8 @@ GroupsOption = Annotated[
 ]
 RunIdOption = Annotated[str | None, typer.Option("--run-id", help="Name the run, or go on with the one of that name.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Address of a run, as `run` and `recluster` print it.")]
+ClusterArgument = Annotated[int, typer.Argument(help="A cluster's id.")]
+ByOption = Annotated[str | None, typer.Option("--by", help="Who says so; by default who is logged in.")]
 _HIGHEST_PORT = 65535
 _TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 KFlag = Annotated[int, typer.Option("-k", help="How many.")]
@@ -344,10 +348,27 @@ def check(file: Annotated[Path, typer.Argument(help="An archive file, a settings
 
 
 @app.command()
-def history(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = False) -> None:
-    """The archive's versions, oldest first."""
+def history(
+    store: StoreOption,
+    archive: ArchiveOption,
+    cluster: Annotated[int | None, typer.Option("--cluster", help="What became of this cluster.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The archive's versions, or what became of one cluster, oldest first."""
+    from damage_atlas.query import cluster_history
     from damage_atlas.query import history as versions
 
+    if cluster is not None:
+        past = cluster_history(Store(store), archive, cluster)
+        if as_json:
+            _json(past)
+            return
+        named = [f"cluster {cluster}", past["name"], past["severity"] and f"severity {past['severity']}"]
+        console.print(", ".join(part for part in named if part), highlight=False, markup=False)
+        _table(past["events"], tuple(past["events"][0]))
+        if past["remarks"]:
+            _table(past["remarks"], ("said_at", "said_by", "name", "note", "severity"))
+        return
     rows = versions(Store(store), archive)
     if as_json:
         _json(rows)
@@ -355,6 +376,44 @@ def history(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = Fals
         console.print(f"{archive} has no published version in {store}.", highlight=False, markup=False)
     else:
         _table(rows, tuple(rows[0]))
+
+
+@app.command()
+def name(
+    cluster: ClusterArgument,
+    name: Annotated[str, typer.Argument(help="What to call it; an empty text takes its name away.")],
+    store: StoreOption,
+    archive: ArchiveOption,
+    by: ByOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a cluster a name. It sticks to the cluster's id, whatever version comes."""
+    _remark(store, archive, as_json, Remark(cluster_id=cluster, name=name, said_by=by or getpass.getuser()))
+
+
+@app.command()
+def note(
+    cluster: ClusterArgument,
+    store: StoreOption,
+    archive: ArchiveOption,
+    text: Annotated[str | None, typer.Argument(help="What to note.")] = None,
+    severity: Annotated[
+        str | None, typer.Option("--severity", help="How bad it is, a code of your table; an empty text takes it away.")
+    ] = None,
+    by: ByOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Note something of a cluster, or how severe it is. It sticks to the cluster's id, whatever version comes."""
+    said = Remark(cluster_id=cluster, note=text, severity=severity, said_by=by or getpass.getuser())
+    _remark(store, archive, as_json, said)
+
+
+def _remark(store: str, archive: str, as_json: bool, remark: Remark) -> None:
+    from damage_atlas.store.remarks import add_remark
+
+    number = add_remark(Store(store), archive, remark)
+    done = {"archive": archive, "remark": number, **remark.model_dump(mode="json")}
+    _print(done, as_json, f"noted as remark {number} of {archive}; reports of later versions show it")
 
 
 @app.command()
@@ -627,6 +686,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for alert in summary["alerts"]:
+        console.print(f"alert: {alert}", highlight=False, soft_wrap=True, markup=False)
     for name in ("run", "report"):
         console.print(f"{name}: {summary[f'{name}_uri']}", highlight=False, soft_wrap=True, markup=False)
     if "truth" in summary:

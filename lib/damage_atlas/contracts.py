@@ -146,6 +146,58 @@ LINEAGE: Final = pa.schema(
         pa.field("event", pa.string(), nullable=False),
         pa.field("shared_images", pa.int64(), nullable=False),
         pa.field("share", pa.float32(), nullable=False),  # of the images of from_cluster_id that still exist
+        # beyond the contract
+        pa.field("evidence", pa.string(), nullable=False),  # images, exemplars, none
+    ]
+)
+
+# The lineage of all versions one after the other: whoever filters it by an id reads the history of a cluster.
+CLUSTER_LEDGER: Final = pa.schema(
+    [
+        pa.field("version", pa.int64(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("delivery", pa.string()),
+        *LINEAGE,
+        pa.field("size", pa.int64()),  # observations of to_cluster_id; null where there is none
+    ]
+)
+
+FLOWS: Final = pa.schema(
+    [
+        pa.field("from_kind", pa.string(), nullable=False),  # cluster, noise, absent
+        pa.field("from_cluster_id", pa.int64()),
+        pa.field("to_kind", pa.string(), nullable=False),
+        pa.field("to_cluster_id", pa.int64()),
+        pa.field("images", pa.int64(), nullable=False),
+        pa.field("share_from", pa.float64()),  # of the images there before; null from absent
+        pa.field("share_to", pa.float64()),  # of the images there now; null to absent
+    ]
+)
+
+EXEMPLARS: Final = pa.schema(
+    [
+        pa.field("cluster_id", pa.int64(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),  # NAME@VERSION that made the vector
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+NOISE: Final = pa.schema(
+    [
+        pa.field("rank", pa.int32(), nullable=False),  # 1 is first
+        pa.field("observation_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("unlike", pa.float32(), nullable=False),  # 1 - cosine to the tenth nearest moment
+        pa.field("group", pa.int32()),  # images that lie together; null for single ones
+        pa.field("group_size", pa.int32(), nullable=False),
+        pa.field("is_new", pa.bool_(), nullable=False),  # not in the previous version
+        pa.field("cluster_id", pa.int64()),  # null for noise; else the map has drawn it into that cluster
+        pa.field("novelty", pa.float32(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("asset_id", pa.string()),
+        pa.field("delivery", pa.string()),
     ]
 )
 
@@ -229,6 +281,10 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "cluster/points.parquet": POINTS,
     "cluster/clusters.parquet": CLUSTERS,
     "cluster/lineage.parquet": LINEAGE,
+    "cluster/ledger.parquet": CLUSTER_LEDGER,
+    "cluster/flows.parquet": FLOWS,
+    "cluster/exemplars.parquet": EXEMPLARS,
+    "cluster/noise.parquet": NOISE,
     "explain/explanations.parquet": EXPLANATIONS,
     "report/assets.parquet": ASSETS,
     "report/transitions.parquet": TRANSITIONS,
@@ -355,6 +411,96 @@ class Tombstone(Document):
     image_ids: list[str]
     reason: str = ""
     forgotten_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Remark(Document):
+    """``remarks/00000001.json`` of an archive: what a person says of a cluster; of each kind the last one counts."""
+
+    cluster_id: int
+    name: str | None = None  # empty: no name any more
+    note: str | None = None
+    severity: str | None = None  # a code of whatever table the archive uses; empty: none any more
+    said_by: str
+    said_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Remarks(Document):
+    """``remarks.json`` of the cluster stage: what had been said of clusters when the run came to it, oldest first."""
+
+    remarks: list[Remark]
+
+    def of(self, cluster_id: int) -> list[Remark]:
+        """What was said of one cluster."""
+        return [remark for remark in self.remarks if remark.cluster_id == cluster_id]
+
+    def name(self, cluster_id: int) -> str | None:
+        """What the cluster is called, if anything."""
+        return next((r.name for r in reversed(self.of(cluster_id)) if r.name is not None), None) or None
+
+    def severity(self, cluster_id: int) -> str | None:
+        """How severe people call it, if anybody has."""
+        return next((r.severity for r in reversed(self.of(cluster_id)) if r.severity is not None), None) or None
+
+
+class Sighting(Document):
+    """One image as the evidence of an alert shows it."""
+
+    observation_id: str
+    image_id: str
+    uri: str
+    similarity: float  # cosine to the alert's medoid
+    asset_id: str | None
+    delivery: str | None
+    element: str | None
+    position_m: float | None
+    captured_at: datetime | None
+    latitude: float | None
+    longitude: float | None
+
+    def place(self) -> dict[str, Any]:
+        """Where it was seen, as far as that is known."""
+        names = ("asset_id", "element", "position_m", "latitude", "longitude")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class Alert(Document):
+    """Something that a person should look at, with its evidence."""
+
+    kind: Literal["born", "growth", "group", "drift"]
+    cluster_id: int | None  # of born and growth
+    text: str  # for people, one sentence
+    score: float  # -log10 of the chance of so many new images there
+    images: int  # new images that it is about
+    moments: int  # that they show: tiles of a photo show one, and so do frames of ten seconds
+    expected: float  # so many moments would lie there by chance
+    growth: float | None  # moments of the cluster / those that are not new
+    size: int | None  # of the cluster, observations
+    size_before: int | None  # images in the previous version
+    clusters: dict[str, int]  # cluster or noise -> how many of the images lie there
+    nearest_label: str | None
+    medoid: Sighting
+    nearest: list[Sighting]  # the nine nearest to the medoid, whatever version brought them
+    image_ids: list[str]  # the first hundred
+    assets: dict[str, int]
+    places: list[dict[str, Any]]
+    captured_from: datetime | None
+    captured_to: datetime | None
+
+
+class Alerts(Document):
+    """``alerts.json`` of the cluster stage: what raises a hand in this version; a quiet one's list is empty."""
+
+    schema_version: int = SCHEMA_VERSION
+    archive: str
+    version: int
+    run_id: str
+    delivery: str | None
+    compared_with: int | None
+    not_compared: str | None = None  # why nothing could be said
+    new_images: int = 0
+    old_images: int = 0
+    limits: dict[str, float]
+    alerts: list[Alert] = Field(default_factory=list)
 
 
 class Decision(Document):

@@ -144,7 +144,7 @@ def _replace_parts(store: Store, archive: str, image_ids: set[str]) -> None:
 
 
 def _what_shows_it(store: Store, archive: str, tombstone: Tombstone, keep: Run) -> list[str]:
-    """Keys of the parts of vectors, indexes, pictures, heat maps and reports that hold a forgotten image."""
+    """Keys of the vectors, indexes, exemplars, pictures, heat maps and reports that hold a forgotten image."""
     gone = set(tombstone.image_ids)
     doomed = [key for key, _ in _parts_with(store, archive, gone)]
     for run_id in store.list_folders(f"archives/{archive}/runs"):
@@ -160,6 +160,7 @@ def _what_shows_it(store: Store, archive: str, tombstone: Tombstone, keep: Run) 
             continue
         doomed += [i.key for i in store.list(f"{key}/report") if not i.key.endswith("artifact.json")]
         doomed += [i.key for i in store.list(f"{key}/index") if i.key.endswith("/index.faiss")]
+        doomed += [i.key for i in store.list(f"{key}/cluster") if i.key.endswith("/exemplars.parquet")]
         for item in store.list(f"{key}/explain"):
             name = item.key.rpartition("/")[2]
             if name.endswith(".jpg") and name.removesuffix(".jpg").removesuffix(".heat") in gone:

@@ -8,7 +8,7 @@ from typing import Any
 
 from damage_atlas.catalog import build_catalog
 from damage_atlas.cluster import cluster_map
-from damage_atlas.contracts import Artifact
+from damage_atlas.contracts import Alerts, Artifact
 from damage_atlas.embed import embed_archive
 from damage_atlas.errors import InputError
 from damage_atlas.explain import explain_clusters
@@ -82,6 +82,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "clusters": cluster["clusters"],
         "noise_share": cluster["noise_share"],
         "new_clusters": cluster["new_clusters"],
+        "alerts": [alert.text for alert in Alerts.model_validate_json(run.read("cluster", "alerts.json")).alerts],
         "scores": {**scores, **cluster["agreement_with_labels"]},
         "seconds": {stage: run.artifact(stage).seconds for stage in run.spec.stages},
     }

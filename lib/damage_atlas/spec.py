@@ -182,6 +182,11 @@ class ClusterSpec(Document):
     resamples: int = Field(6, ge=0, le=100)  # maps that are made to see which clusters come back; 0: none
     resample_points: int = Field(2000, ge=100)  # images of such a map
     threads: int = Field(2, ge=1, le=1024)
+    # An alert needs this much: -log10 of the chance of so many new images there, all places counted in. 3 gave no
+    # more than 1 false alarm in 100 quiet deliveries (docs/results.md).
+    alert_score: float = Field(3.0, gt=0)
+    alert_growth: float = Field(1.5, gt=1)  # size of a cluster with its new images / without them
+    alert_drift: float = Field(0.25, gt=0, le=1)  # share of new images that lie far from all old ones
 
     @field_validator("eps")
     @classmethod
@@ -258,6 +263,14 @@ class RunSpec(Document):
         return STAGES_OF_KIND[self.kind]
 
 
+class NotifierSpec(Document):
+    """An Airflow notifier that carries alerts: mail, Slack, a pager, whatever is installed."""
+
+    notifier: str = Field(pattern=MODULE_PATTERN)
+    # Of the class; what it calls template fields may use {{ alert_subject }}, {{ alert_text }} and {{ alerts }}.
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
 class ArchiveSpec(Document):
     """An archive file, ``infra/archives/*.yaml``: where the images lie, which model, when, and with what settings."""
 
@@ -270,6 +283,7 @@ class ArchiveSpec(Document):
     timezone: str = "UTC"
     max_age_days: float | None = Field(None, gt=0)  # a current version older than this raises an alert
     tags: list[str] = Field(default_factory=list)
+    notifiers: list[NotifierSpec] = Field(default_factory=list)  # of alerts
     deadline_hours: float = Field(24, gt=0)  # a run that takes longer is told to whoever is told of failures
     training_images: str | None = None  # labelled images that `train_model` learns from
     training_settings: Settings = Settings()

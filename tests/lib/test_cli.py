@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from damage_atlas.cli import main
+from damage_atlas.contracts import Ledger, VersionRecord
+from damage_atlas.store import publish_version
+from tests.lib.report.synthetic_run import Scene, make_run
 from tests.support.small_archive import make_labelled
 
 
@@ -242,3 +245,27 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(images: Path, tmp_path:
     finally:
         started.kill()
     assert started.returncode == 1 and "stopped. The same command goes on" in err and "Traceback" not in err
+
+
+def test_names_and_notes_of_a_cluster(atlas, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(tmp_path / "made", Scene(images=60, clusters=5))
+    publish_version(
+        run.store,
+        VersionRecord(
+            version=2, archive="north-bridge", run_id=run.spec.run_id, run_key=run.key, artifacts={}, ledger=Ledger(),
+            clusters=5, next_cluster_id=6,
+        ),
+    )  # fmt: skip
+    of = ("--store", run.store.root, "--archive", "north-bridge")
+    code, out, _ = atlas("name", 5, "map cracking", "--by", "Ann", *of)
+    assert code == 0 and "remark 1 of north-bridge" in out
+    code, out, _ = atlas("note", 5, "ask the owner", "--severity", "4", *of, "--json")
+    assert code == 0 and json.loads(out)["severity"] == "4" and json.loads(out)["said_by"]
+    code, out, _ = atlas("history", "--cluster", 5, *of)
+    assert code == 0 and "cluster 5, map cracking, severity 4" in out and "born" in out and "ask the owner" in out
+    code, out, _ = atlas("history", "--cluster", 5, *of, "--json")
+    past = json.loads(out)
+    assert (past["name"], past["severity"]) == ("map cracking", "4") and past["events"][0]["to_cluster_id"] == 5
+    for arguments in (("name", 98, "x"), ("note", 5), ("history", "--cluster", 98)):
+        code, _, err = atlas(*arguments, *of)
+        assert code == 2 and err.startswith("damage-atlas: ") and err.count("\n") == 1

@@ -11,7 +11,7 @@ from damage_atlas.errors import ContractError, InputError, PublishConflictError
 from damage_atlas.neighbours import read_vectors
 from damage_atlas.pipeline import run_pipeline, run_stage, summarize
 from damage_atlas.publish import publish_run, rollback, verify_run
-from damage_atlas.query import diff, failed, history, published_run, search
+from damage_atlas.query import cluster_history, diff, failed, history, published_run, search
 from damage_atlas.spec import Settings, with_overrides
 from damage_atlas.store import Run, Store, current_version, start_run
 from tests.support.small_archive import make_delivery, make_labelled
@@ -103,6 +103,10 @@ def test_deliveries_reuse_vectors_and_keep_ids(run: Run, store: Store, tmp_path:
     assert kept["images_added"] == 12 and kept["images_gone"] == 0
     assert kept["kept_cluster_share"] > 0.9
     assert [row["version"] for row in history(store, "bridge")] == [1, 2]
+    past = cluster_history(store, "bridge", 1)["events"]
+    assert [row["version"] for row in past if row["to_cluster_id"] == 1] == [1, 2] and past[0]["event"] == "born"
+    with pytest.raises(InputError, match="has had no cluster 999"):
+        cluster_history(store, "bridge", 999)
     record = rollback(published_run(store, "bridge", 1))
     assert (record.version, record.run_id) == (3, "d1") and current_version(store, "bridge") == 3
     assert record.next_cluster_id == two.artifact("cluster").facts["next_cluster_id"], "ids are never given twice"

@@ -8,6 +8,12 @@ radius.py      eps without labels, checked by stability
 confidence.py  whether clusters come back on other maps and hold together in the embedding; what else explains them
 density.py     clusters of the map, bridges on the map cut in the embedding
 passports.py   ids that survive from one version to the next, and what became of each cluster; pure
+exemplars.py   a few images of each cluster that find it again where no image is shared
+moments.py     what counts once, however many images it gave
+noise.py       noise as a queue: ranked, and grouped among itself; pure
+alerts.py      places where new images crowd, clusters that are born or grow, drift; pure
+attention.py   the queue as a table, alerts.json with its evidence
+identity.py    passports of this run, given those of the previous version
 tables.py      points, clusters and lineage as tables
 """
 
@@ -19,18 +25,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from damage_atlas.cluster.attention import write_alerts, write_noise
 from damage_atlas.cluster.confidence import CONFIDENT, explained_by, measure_confidence, silhouette
 from damage_atlas.cluster.density import FoundClusters, find_clusters
+from damage_atlas.cluster.identity import identify_clusters, write_identity
 from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, spread
 from damage_atlas.cluster.layout import Layout, OldMap, lay_out
-from damage_atlas.cluster.passports import match_clusters
-from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, lineage_table, point_table
+from damage_atlas.cluster.moments import moments_of
+from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, point_table
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
 from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
 from damage_atlas.parts import MapParts, map_in_threads
 from damage_atlas.spec import ClusterSpec
-from damage_atlas.store import Run, read_version
+from damage_atlas.store import Run
 from damage_atlas.store.versions import read_reference, run_model
 
 __all__ = ["cluster_map", "map_and_cluster"]
@@ -59,11 +67,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         mapped = choose_landmarks(vectors, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
     layout, on_map, found = map_and_cluster(vectors, mapped, spec, old)
 
-    matching = match_clusters(
-        dict(zip(ids, found.labels_N.tolist(), strict=True)),
-        _old_clusters(old_points),
-        next_id=1 if run.spec.previous_version is None else _next_id(run),
-    )
+    matching = identify_clusters(run, previous, ids, vectors, found.labels_N)
     reference = read_reference(run.store, run_model(run))
     reference = reference.filter(pc.equal(reference["split"], "train"))
     known = reference["vector"].to_numpy(zero_copy_only=False)  # none where vectors were given without labels
@@ -93,7 +97,10 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
     stage.write_table("points.parquet", points)
     stage.write_table("clusters.parquet", clusters)
-    stage.write_table("lineage.parquet", lineage_table(matching))
+    write_identity(stage, previous, matching, ids, vectors, found.labels_N, clusters)
+    moments = moments_of(run)
+    write_noise(stage, previous, ids, found.near, found.labels_N, points, moments)
+    alerts = write_alerts(stage, previous, matching, ids, vectors, found.labels_N, points, clusters, moments)
     noise = int((found.labels_N < 0).sum())
     given = points.filter(pc.equal(points["label_source"], "given"))  # a predicted label agrees with its own vector
     return stage.seal(
@@ -131,6 +138,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             else {},
             "next_cluster_id": matching.next_id,
             "version": version,
+            "alerts": len(alerts.alerts),
         },
     )
 
@@ -185,10 +193,6 @@ def _classes(points: pa.Table, ids: list[str]) -> list[str | None]:
     return [label[image_id] for image_id in ids]
 
 
-def _next_id(run: Run) -> int:
-    return read_version(run.store, run.spec.archive, run.spec.previous_version).next_cluster_id
-
-
 def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[str]) -> OldMap | None:
     """The previous version's map; it is not kept when asked to, nor with another model or perplexity."""
     if previous is None or points is None:
@@ -218,12 +222,6 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     landmark = np.array([image_id in landmarks for image_id in ids], dtype=bool)
     same_method = (spec.method, spec.min_neighbours) == (old_spec.method, old_spec.min_neighbours)
     return OldMap(positions, gone, changed, refit, facts["eps"] if same_method else None, landmark)
-
-
-def _old_clusters(points: pa.Table | None) -> dict[str, int | None] | None:
-    if points is None:
-        return None
-    return dict(zip(points["image_id"].to_pylist(), points["cluster_id"].to_pylist(), strict=True))
 
 
 def _old_first_versions(previous: Run | None) -> dict[int, int]:

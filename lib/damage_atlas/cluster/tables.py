@@ -124,6 +124,7 @@ def lineage_table(matching: Matching) -> pa.Table:
             "event": e.event,
             "shared_images": e.shared,
             "share": e.share,
+            "evidence": e.evidence,
         }
         for e in matching.events
     ]

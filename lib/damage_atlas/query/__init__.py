@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from damage_atlas.contracts import Remarks
+from damage_atlas.errors import InputError
 from damage_atlas.metrics import agreement
 from damage_atlas.query.duplicates import near_duplicates
 from damage_atlas.query.nearest import search
 from damage_atlas.query.published import published_run
 from damage_atlas.store import Run, Store, list_versions, read_version
+from damage_atlas.store.remarks import read_remarks
 
-__all__ = ["diff", "failed", "history", "near_duplicates", "published_run", "search", "show"]
+__all__ = ["cluster_history", "diff", "failed", "history", "near_duplicates", "published_run", "search", "show"]
 
 
 def history(store: Store, archive: str) -> list[dict[str, Any]]:
@@ -39,6 +42,32 @@ def history(store: Store, archive: str) -> list[dict[str, Any]]:
         }
         for r in records
     ]
+
+
+def cluster_history(store: Store, archive: str, cluster: int) -> dict[str, Any]:
+    """What became of one cluster and what people have said of it.
+
+    Returns:
+        cluster_id, name, severity, events (the ledger's rows that name it) and remarks, both oldest first.
+
+    Raises:
+        InputError: no version up to the current one has had such a cluster.
+    """
+    run = published_run(store, archive)
+    if "ledger.parquet" not in run.artifact("cluster").outputs:
+        raise InputError(f"{run.uri} is older than the ledger of clusters. Run the archive again.")
+    ledger = run.read_table("cluster", "ledger.parquet").to_pylist()
+    rows = [row for row in ledger if cluster in (row["from_cluster_id"], row["to_cluster_id"])]
+    if not rows:
+        raise InputError(f"{archive} has had no cluster {cluster}. `damage-atlas show RUN` says where its tables lie.")
+    remarks = Remarks(remarks=read_remarks(store, archive))
+    return {
+        "cluster_id": cluster,
+        "name": remarks.name(cluster),
+        "severity": remarks.severity(cluster),
+        "events": rows,
+        "remarks": [remark.model_dump(mode="json") for remark in remarks.of(cluster)],
+    }
 
 
 def diff(store: Store, archive: str, a: int, b: int) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 # What a reader wants to see first; kept clusters are no news.
-NEWS: Final = ("born", "split", "merged", "grown", "shrunk", "died")
-PICTURED: Final = ("born", "split", "merged", "grown")
+NEWS: Final = ("born", "unknown", "split", "merged", "grown", "shrunk", "died")
+PICTURED: Final = ("born", "unknown", "split", "merged", "grown")
 WORD: Final = {
     "born": "new",
+    "unknown": "not known",
     "split": "split",
     "merged": "merged",
     "grown": "grown",
@@ -62,8 +63,37 @@ def describe_changes(
     for c in died:
         size = sizes_before.get(c, 0)
         found.append((size, Change(c, "died", f"Its {_images(size)} of version {version_before} form no cluster now.")))
+    for c in {row["from_cluster_id"] for row in lineage if row["event"] == "unknown"} - {None}:
+        size = sizes_before.get(c, 0)
+        text = f"Too little is left of its {_images(size)} of version {version_before} to tell what became of it."
+        found.append((size, Change(c, "unknown", text)))
     found.sort(key=lambda pair: (NEWS.index(pair[1].status), -pair[0], pair[1].cluster_id))
     return [change for _, change in found]
+
+
+def tell_history(cluster: int, ledger: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What became of a cluster, a sentence for each event, oldest first.
+
+    Args:
+        ledger: rows of ledger.parquet.
+    """
+    told = []
+    for row in ledger:
+        before, after, event = row["from_cluster_id"], row["to_cluster_id"], row["event"]
+        if cluster not in (before, after):
+            continue
+        if before == after or after == cluster and before is None:
+            size = f", {_images(row['size'])}" if row["size"] is not None else ""
+            text = f"{WORD[event]}{size}"
+        elif event == "split":
+            text = f"split off from {before}" if after == cluster else f"{after} split off from it"
+        elif event == "merged":
+            text = f"took in {before}" if after == cluster else f"went into {after}"
+        else:
+            text = WORD[event]
+        through = ", told by exemplars" if row["evidence"] == "exemplars" else ""
+        told.append(f"version {row['version']}: {text}{through}")
+    return told
 
 
 def _sentence(
@@ -81,6 +111,11 @@ def _sentence(
             if row["new_share"] is not None:
                 text += f" {row['new_share']:.0%} of them were not in the archive before."
             return text
+        case "unknown":
+            return (
+                f"Whether it was there in version {version_before} cannot be told: too few images are in both, and the "
+                "exemplars of that version's clusters decide nothing."
+            )
         case "split":
             if not sources:
                 return f"Split off from a cluster of version {version_before}."

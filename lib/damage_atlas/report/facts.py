@@ -62,6 +62,26 @@ class Cluster:
     medoid_file: str | None
     faithfulness: float | None  # mean over the row's heat maps
     row: list[Shown]
+    name: str | None  # that people gave it
+    severity: str | None  # likewise
+    notes: list[str]  # likewise, with who said so and when
+    history: list[str]  # a sentence for each event of the ledger
+
+
+@dataclass(frozen=True)
+class Queued:
+    """An image of the queue of noise."""
+
+    rank: int
+    observation_id: str
+    file: str
+    unlike: float  # 1 - cosine to its tenth nearest image
+    group: int  # 0 for a single image
+    group_size: int
+    is_new: bool
+    cluster_id: int | None
+    label: str | None
+    asset_id: str | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,10 @@ class Facts:
     noise_share: float
     labels_given: int
     labels_predicted: int
+    alerts: list[dict[str, Any]]  # of alerts.json
+    alerts_not_compared: str | None
+    queue: list[Queued]  # the first of the queue of noise
+    queue_length: int
     changes: list[Change]
     clusters: list[Cluster]
     classes: list[ClassRow]

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from damage_atlas.contracts import QUARANTINE_REASONS, Artifact, Ledger
+from damage_atlas.contracts import QUARANTINE_REASONS, Alerts, Artifact, Ledger, Remarks
 from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.report.assets import SCORE_RULE, rank_assets
-from damage_atlas.report.changes import Change, describe_changes
+from damage_atlas.report.changes import Change, describe_changes, tell_history
 from damage_atlas.report.facts import (
     UNLABELLED,
     ClassRow,
@@ -22,6 +22,7 @@ from damage_atlas.report.facts import (
     Grade,
     Point,
     Quarantined,
+    Queued,
     Shown,
     StageFacts,
     place,
@@ -39,6 +40,7 @@ Row = dict[str, Any]
 _PLAINLY = 0.8  # of a cluster's images look like something without damage
 
 INPUT_STAGES = ("catalog", "embed", "index", "cluster", "explain")
+_QUEUE_SHOWN = 50
 _TIMED_STAGES = ("catalog", "train", "embed", "index", "cluster", "explain")
 
 
@@ -89,6 +91,8 @@ def gather_facts(run: Run, points: list[Point], decisions_up_to: int | None = No
     before, changes = _since_previous(run, cluster_rows)
 
     noise = sum(p.cluster_id is None for p in points)
+    alerts = Alerts.model_validate_json(run.read("cluster", "alerts.json"))
+    queue = run.read_table("cluster", "noise.parquet").to_pylist()
     classes = _classes(points, clusters)
     labels = {p.label for p in points if p.label is not None}
     deliveries = Counter(row["delivery"] for row in observations if row["delivery"] is not None)
@@ -119,6 +123,10 @@ def gather_facts(run: Run, points: list[Point], decisions_up_to: int | None = No
         noise_share=noise / len(points) if points else 0.0,
         labels_given=sum(p.given and p.label is not None for p in points),
         labels_predicted=sum(not p.given and p.label is not None for p in points),
+        alerts=alerts.model_dump(mode="json")["alerts"],
+        alerts_not_compared=alerts.not_compared,
+        queue=_queue(queue[:_QUEUE_SHOWN], points),
+        queue_length=len(queue),
         changes=changes,
         clusters=clusters,
         classes=classes,
@@ -229,6 +237,8 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
     shown: dict[int, list[Row]] = {}
     for row in run.read_table("explain", "explanations.parquet").to_pylist():
         shown.setdefault(row["cluster_id"], []).append(row)
+    ledger = run.read_table("cluster", "ledger.parquet").to_pylist()
+    remarks = Remarks.model_validate_json(run.read("cluster", "remarks.json"))
     clusters = []
     for row in sorted(rows, key=lambda r: r["cluster_id"]):
         members = of_cluster[row["cluster_id"]]
@@ -263,9 +273,23 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
                     )
                     for p in pictures
                 ],
+                name=remarks.name(row["cluster_id"]),
+                severity=remarks.severity(row["cluster_id"]),
+                notes=[f"{r.note} ({r.said_by}, {_day(r.said_at)})" for r in remarks.of(row["cluster_id"]) if r.note],
+                history=tell_history(row["cluster_id"], ledger),
             )
         )
     return clusters
+
+
+def _queue(rows: list[Row], points: list[Point]) -> list[Queued]:
+    wanted = {row["observation_id"] for row in rows}
+    files = {p.observation_id: p.place for p in points if p.observation_id in wanted}
+    kept = ("rank", "observation_id", "unlike", "group_size", "is_new", "cluster_id", "label", "asset_id")
+    return [
+        Queued(file=files[row["observation_id"]], group=row["group"] or 0, **{name: row[name] for name in kept})
+        for row in rows
+    ]
 
 
 def _counts(names: Iterable[str]) -> list[Count]:

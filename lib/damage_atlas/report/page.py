@@ -44,7 +44,7 @@ def render_page(
 
     Args:
         drawn: the points on the map; the first ``thumbnails`` of them are in ``sheets``.
-        pictures: picture_key or heatmap_key -> JPEG or PNG.
+        pictures: picture_key or heatmap_key -> JPEG or PNG; observation_id too, of alerts and the queue.
     """
     label_index = {row.label: i for i, row in enumerate(facts.classes)}
     looks = {"cluster": {c.cluster_id: look(c.cluster_id) for c in facts.clusters}, "label": class_looks(facts)}
@@ -78,6 +78,7 @@ def render_page(
         pictured=pictured,
         minor=[c for c in facts.changes if c not in pictured],
         picture=lambda key: uris[key],
+        seen=uris.get,
         drawn=_Positions(drawn),
         drawn_count=len(drawn),
         sheets_count=thumbnails,

@@ -43,6 +43,24 @@ class _Part:
 
 def make_sheets(points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts) -> Sheets:
     """Thumbnails of ``points``, read through ``map_parts``; a picture that cannot be read leaves a gap."""
+    thumbnails, missing = _read(points, images_root, limits, size, map_parts, "hover pictures")
+    sheets = tuple(_sheet(thumbnails[start : start + _PER_SHEET]) for start in range(0, len(points), _PER_SHEET))
+    return Sheets(size, sheets, tuple(missing))
+
+
+def make_pictures(
+    points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts
+) -> dict[str, bytes]:
+    """observation_id -> JPEG of ``size`` pixels a side; what cannot be read any more is left out."""
+    pixels, missing = _read(points, images_root, limits, size, map_parts, "pictures to look at")
+    gone = set(missing)
+    return {p.observation_id: encode_jpeg(pixels[i], _QUALITY) for i, p in enumerate(points) if i not in gone}
+
+
+def _read(
+    points: Sequence[Point], images_root: str, limits: Limits, size: int, map_parts: MapParts, what: str
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """Pictures of all points, N x size x size x 3, and the positions of those that cannot be read."""
     # Tiles of one photo side by side: the photo is decoded once.
     wanted = sorted(((i, p.source) for i, p in enumerate(points)), key=lambda item: (item[1].place, item[0]))
     parts = [
@@ -51,14 +69,13 @@ def make_sheets(points: Sequence[Point], images_root: str, limits: Limits, size:
     ]
     thumbnails = np.full((len(points), size, size, 3), 128, dtype=np.uint8)
     missing: list[int] = []
-    with Progress("report", "hover pictures", len(points)) as progress:
+    with Progress("report", what, len(points)) as progress:
         for part, (pixels_NSSC, readable_N) in zip(parts, map_parts(_read_part, parts), strict=True):
             positions = np.array([item[0] for item in part.wanted])
             thumbnails[positions[readable_N]] = pixels_NSSC[readable_N]
             missing += positions[~readable_N].tolist()
             progress.add(len(positions), int((~readable_N).sum()))
-    sheets = tuple(_sheet(thumbnails[start : start + _PER_SHEET]) for start in range(0, len(points), _PER_SHEET))
-    return Sheets(size, sheets, tuple(sorted(missing)))
+    return thumbnails, sorted(missing)
 
 
 def _read_part(part: _Part) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -19,7 +19,7 @@ from damage_atlas.report.gather import INPUT_STAGES, gather_facts, gather_points
 from damage_atlas.report.page import class_looks, cluster_centres, render_page, visible
 from damage_atlas.report.palette import look
 from damage_atlas.report.sampling import MAX_DRAWN_POINTS, draw_order
-from damage_atlas.report.thumbnails import make_sheets
+from damage_atlas.report.thumbnails import make_pictures, make_sheets
 from damage_atlas.report.transitions import transitions_table
 from damage_atlas.store import Run, Stage
 from damage_atlas.store.decisions import last_decision
@@ -57,7 +57,7 @@ def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         run.spec.settings.report.thumbnail_size,
         map_parts,
     )
-    pictures = _pictures(run, facts)
+    pictures = _pictures(run, facts) | _looked_at(run, facts, points, map_parts)
     page = render_page(facts, drawn, sheets, len(wanted), pictures)
     stage.write("index.html", page)
     stage.write_json("report.json", facts.document())
@@ -95,6 +95,14 @@ def _pictures(run: Run, facts: Facts) -> dict[str, bytes]:
     if len(facts.clusters) <= _FULL_SIZE_CLUSTERS:
         return pictures
     return {key: _smaller(data) for key, data in pictures.items()}
+
+
+def _looked_at(run: Run, facts: Facts, points: Sequence[Point], map_parts: MapParts) -> dict[str, bytes]:
+    """Pictures of alerts and of the queue of noise, by observation_id."""
+    wanted = {item.observation_id for item in facts.queue}
+    wanted |= {item["observation_id"] for a in facts.alerts for item in (a["medoid"], *a["nearest"])}
+    shown = [p for p in points if p.observation_id in wanted]
+    return make_pictures(shown, run.spec.images, Limits.of(run.spec.settings.catalog), _SMALL_PX, map_parts)
 
 
 def _smaller(picture: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Everything that is stored: objects behind one door, run folders, version records.
 
 objects.py    Store: file:// and s3://, put-if-absent only
+remarks.py    what people say of clusters: numbered, created once
 runs.py       Run and Stage: a frozen run.yaml, one folder per stage, artifact.json written last
 starting.py   what was asked for becomes a complete run.yaml
 retention.py  unpublished runs are taken away after a while

@@ -18,21 +18,28 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from damage_atlas.contracts import (
+    CLUSTER_LEDGER,
     CLUSTERS,
     EXPLANATIONS,
     FAILED,
     IDS,
     LINEAGE,
+    NOISE,
     OBSERVATIONS,
     POINTS,
+    Alert,
+    Alerts,
     Ledger,
     ModelCard,
     Output,
+    Remark,
+    Remarks,
+    Sighting,
     VersionRecord,
 )
 from damage_atlas.images import encode_jpeg
 from damage_atlas.spec import CatalogSpec, ReportSpec, RunSpec, Settings
-from damage_atlas.store import Run, Store, open_run, publish_version
+from damage_atlas.store import Run, Stage, Store, open_run, publish_version
 
 HOSTILE_FILE = "<img src=x onerror=alert(1)>.jpg"
 HOSTILE_LABEL = '</script><script>alert(2)</script><b title="x">'
@@ -321,18 +328,72 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
         if previous:
             lineage += [
                 {"from_cluster_id": s, "to_cluster_id": c, "event": status, "shared_images": 0 if s is None else 20,
-                 "share": 0.0 if s is None else 0.41}
+                 "share": 0.0 if s is None else 0.41, "evidence": "images"}
                 for s in sources
             ]  # fmt: skip
     if previous and ids:
-        lineage.append({"from_cluster_id": 77, "to_cluster_id": None, "event": "died", "shared_images": 0, "share": 0})
+        gone = {"from_cluster_id": 77, "to_cluster_id": None, "event": "died", "shared_images": 0, "share": 0}
+        lineage.append(gone | {"evidence": "images"})
     stage = run.stage("cluster")
     stage.write_table("points.parquet", pa.Table.from_pylist(points, schema=POINTS))
     stage.write_table("clusters.parquet", pa.Table.from_pylist(rows, schema=CLUSTERS))
     stage.write_table("lineage.parquet", pa.Table.from_pylist(lineage, schema=LINEAGE))
+    sizes = {row["cluster_id"]: row["size"] for row in rows}
+    ledger = [
+        row | {"version": 2, "run_id": run.spec.run_id, "delivery": None, "size": sizes.get(row["to_cluster_id"])}
+        for row in lineage
+    ]
+    stage.write_table("ledger.parquet", pa.Table.from_pylist(ledger, schema=CLUSTER_LEDGER))
+    said = [
+        Remark(cluster_id=ids[0], name=HOSTILE_LABEL, note="ask <b>Ann</b>", said_by="Ann", severity="4",
+               said_at=datetime(2026, 2, 3, tzinfo=UTC))
+    ] if ids else []  # fmt: skip
+    stage.write("remarks.json", Remarks(remarks=said).model_dump_json().encode())
+    _what_to_look_at(stage, points, rows, previous)
     noise = sum(p["cluster_id"] is None for p in points)
     facts = {"eps": 3.07, "eps_source": "auto", "noise_share": noise / max(len(points), 1), "iterations": 750}
     stage.seal(("embed", "index"), _counts(len(points)), facts | {"ari": 0.61})
+
+
+def _what_to_look_at(
+    stage: Stage, points: list[dict[str, Any]], rows: list[dict[str, Any]], previous: int | None
+) -> None:
+    kept = ("observation_id", "image_id", "uri", "cluster_id", "novelty", "label", "asset_id", "delivery")
+    lonely = [p for p in points if p["cluster_id"] is None]
+    queue = [
+        {name: p[name] for name in kept}
+        | {"rank": i + 1, "unlike": 0.5 - 0.01 * i, "group": 1 if i < 3 else None, "group_size": 3 if i < 3 else 1,
+           "is_new": i % 2 == 0}
+        for i, p in enumerate(lonely)
+    ]  # fmt: skip
+    stage.write_table("noise.parquet", pa.Table.from_pylist(queue, schema=NOISE))
+    born = [row for row in rows if row["status"] == "born"] if previous else []
+    alerts = []
+    for row in born:
+        seen = [
+            Sighting(
+                similarity=1 - 0.01 * i, element=None, position_m=None, captured_at=datetime(2026, 3, 1, tzinfo=UTC),
+                latitude=None, longitude=None,
+                **{name: p[name] for name in ("observation_id", "image_id", "uri", "asset_id", "delivery")},
+            )
+            for i, p in enumerate([p for p in points if p["cluster_id"] == row["cluster_id"]][:10])
+        ]  # fmt: skip
+        assets = {s.asset_id: 1 for s in seen if s.asset_id is not None}
+        alerts.append(
+            Alert(
+                kind="born", cluster_id=row["cluster_id"], text=f"A new cluster on {', '.join(assets)}.", score=7.25,
+                images=row["size"], moments=row["size"], expected=0.5, growth=None, size=row["size"], size_before=0,
+                clusters={str(row["cluster_id"]): row["size"]}, nearest_label=row["top_label"], medoid=seen[0],
+                nearest=seen[1:], image_ids=[s.image_id for s in seen], assets=assets, places=[],
+                captured_from=datetime(2026, 3, 1, tzinfo=UTC), captured_to=datetime(2026, 3, 2, tzinfo=UTC),
+            )
+        )  # fmt: skip
+    document = Alerts(
+        archive="north-bridge", version=(previous or 0) + 1, run_id=stage.run.spec.run_id, delivery=None,
+        compared_with=previous, not_compared=None if previous else "the first version", limits={"alert_score": 3.0},
+        alerts=alerts,
+    )  # fmt: skip
+    stage.write("alerts.json", document.model_dump_json().encode())
 
 
 def _explain(run: Run, points: list[dict[str, Any]]) -> None:

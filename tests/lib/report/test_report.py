@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from damage_atlas.contracts import ASSETS, TRANSITIONS
 from damage_atlas.errors import ContractError
 from damage_atlas.metrics import is_undamaged
 from damage_atlas.report import write_report
-from damage_atlas.report.changes import describe_changes
+from damage_atlas.report.changes import describe_changes, tell_history
 from damage_atlas.report.gather import gather_facts, gather_points
 from damage_atlas.report.page import visible
 from damage_atlas.report.palette import look
@@ -165,6 +166,38 @@ def test_vanished_pictures_leave_gaps_and_are_counted(tmp_path: Path) -> None:
     assert f"{artifact.facts['hover_pictures_missing']} pictures could not be read any more" in page_of(run)
 
 
+def test_alerts_and_the_queue_are_shown_with_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, noise_share=0.2))
+    write_report(run)
+    document, page = read_report(run), page_of(run)
+    (alert,) = document["alerts"]
+    section = page.partition('<section id="alerts"')[2].partition("</section>")[0]
+    assert alert["text"] in section and f"cluster-{alert['cluster_id']}" in section
+    assert section.count('<img src="data:image/jpeg') == 1 + len(alert["nearest"])
+    noise = run.read_table("cluster", "noise.parquet").to_pylist()
+    section = page.partition('<section id="queue"')[2].partition("</section>")[0]
+    assert section.count('<img src="data:image/jpeg') == min(len(noise), 50) == len(document["queue"])
+    assert section.index("Group 1, 3 images") < section.index("Single images")
+    assert document["queue_length"] == len(noise)
+
+
+def test_what_people_said_of_a_cluster_is_shown_as_text(run: Run) -> None:
+    card = page_of(run).partition('<article class="card" id="cluster-1"')[2].partition("</article>")[0]
+    words = " ".join(_Text(card).words)
+    assert (
+        f"Cluster 1: {HOSTILE_LABEL}" in words and "severity 4" in words and "ask <b>Ann</b> (Ann, 2026-02-03)" in words
+    )
+
+
+def test_a_quiet_run_says_so_and_a_gone_picture_is_no_hole(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, previous=False, noise_share=0.1))
+    for path in (tmp_path / "images").rglob("*.jpg"):
+        path.unlink()
+    write_report(run)
+    page = page_of(run)
+    assert "Nothing could be compared: the first version." in page and "not readable any more" in page
+
+
 def test_json_counts_agree_with_the_tables(run: Run) -> None:
     document = read_report(run)
     points = run.read_table("cluster", "points.parquet").to_pylist()
@@ -229,6 +262,23 @@ def test_looks_stay_and_differ() -> None:
     looks = [look(i) for i in range(1, 61)]
     assert len(set(looks)) == 60
     assert len({one.color for one in looks[:18]}) == 18
+
+
+def test_the_history_of_a_cluster_is_read_in_the_ledger() -> None:
+    def row(version: int, event: str, before: int | None, after: int | None, size: int | None = None) -> dict[str, Any]:
+        ids = {"from_cluster_id": before, "to_cluster_id": after}
+        return ids | {"version": version, "event": event, "size": size, "evidence": "images"}
+
+    ledger = [
+        row(1, "born", None, 4, 30), row(2, "kept", 4, 4, 31), row(2, "split", 4, 9, 12), row(3, "grown", 4, 4, 60),
+        row(3, "merged", 9, 4, 60), row(4, "died", 4, None),
+    ]  # fmt: skip
+    assert tell_history(4, ledger) == [
+        "version 1: new, 30 images", "version 2: kept, 31 images", "version 2: 9 split off from it",
+        "version 3: grown, 60 images", "version 3: took in 9", "version 4: gone",
+    ]  # fmt: skip
+    assert tell_history(9, ledger) == ["version 2: split off from 4", "version 3: went into 4"]
+    assert tell_history(5, ledger) == []
 
 
 def test_figures_of_many_clusters_stay_small_and_show_what_changed(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Experiments: runs that begin with the cluster stage are real runs, and the tables count what happened."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from damage_atlas.contracts import REFERENCE, ModelCard
+from damage_atlas.experiments.alerts import summary
+from damage_atlas.experiments.deliveries import _events, _kept, _movement, places
+from damage_atlas.experiments.staged import StagedArchive
+from damage_atlas.spec import ClusterSpec, Settings
+from damage_atlas.store import Store
+from damage_atlas.store.runs import table_bytes, write_output
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def archive(folder: Path) -> StagedArchive:
+    store = Store(folder)
+    rows = [{"image_id": f"t{k}", "label": "crack", "split": "train", "vector": np.eye(16)[k]} for k in range(3)]
+    reference = write_output(store, "models/m/1/reference.parquet", table_bytes(pa.Table.from_pylist(rows, REFERENCE)))
+    card = ModelCard(
+        model="m", version="1", network={}, preprocessing={"size": 32}, classes=["crack"], parameters=1,
+        weights=reference, reference=reference, train_spec={}, data_sha256="0" * 64, images={}, scores={},
+        code_version="0", created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    store.create("models/m/1/model.json", card.model_dump_json().encode())
+    return StagedArchive(store, "made", card)
+
+
+def test_versions_follow_each_other_and_keep_their_ids(tmp_path: Path) -> None:
+    staged, settings = archive(tmp_path), Settings(cluster=ClusterSpec(map_iterations=300, threads=1))
+    draw = np.random.default_rng(0)
+    kinds = np.arange(130) % 3
+    vectors = unit(np.eye(16)[kinds] + draw.normal(0, 0.08, (130, 16)))
+    ids = [f"i{k:03d}" for k in draw.permutation(130)]  # the order of rows is not that of names
+    first = staged.cluster("one", ids[:120], vectors[:120], settings)
+    assert staged.publish(first) == 1
+    second = staged.cluster("two", ids, vectors, settings)
+    assert second.spec.previous_version == 1
+    before, now = places(first), places(second)
+    assert len(before) == 120 and len(now) == 130
+    clustered, everything = _kept(before, now)
+    assert clustered > 0.95 and everything > 0.9
+    kind_of = dict(zip(ids, kinds.tolist(), strict=True))
+    of_cluster = {(cluster, kind_of[i]) for i, cluster in now.items() if cluster is not None}
+    assert len({cluster for cluster, _ in of_cluster}) == len(of_cluster), "each cluster holds one kind"
+    assert "kept" in _events(second) and 0 <= _movement(first, second) < 0.5
+    again = staged.cluster("two", ids, vectors, settings)
+    assert again.artifact("cluster") == second.artifact("cluster"), "what is there is taken"
+
+
+def test_kept_counts_pairs() -> None:
+    before = {"a": 1, "b": 1, "c": 2, "d": None, "gone": 1}
+    now = {"a": 1, "b": 3, "c": None, "d": None, "new": 1}
+    assert _kept(before, now) == (0.5, 0.5)
+
+
+def test_the_table_of_alerts_counts_alerts_about_the_group() -> None:
+    rows = [
+        {"class": "patches", "size": 0, "alerts": []},
+        {"class": "patches", "size": 0, "alerts": [["group", 5, 0]]},
+        {"class": "patches", "size": 12, "alerts": [["born", 13, 12]]},
+        {"class": "patches", "size": 12, "alerts": [["group", 6, 1]]},  # of others, for the most part
+        {"class": "crazing", "size": 12, "alerts": []},
+    ]
+    lines = {line.split(" | ")[0].strip("| "): line for line in summary(rows).splitlines()}
+    assert lines["patches"] == "| patches | 1 of 2 | – | – | 1 of 2 | – |"
+    assert lines["all"] == "| all | 1 of 2 | – | – | 1 of 3 | – |"
