@@ -52,7 +52,7 @@ def check_airflow(url: str | None, skews: dict[str, float | None]) -> Iterator[F
     if not url:
         yield Finding("airflow", "skipped", "no Airflow given; --airflow or AIRFLOW__API__BASE_URL names it")
         return
-    place = Place(http_address(url))
+    place = Place(http_address(url, "Airflow"))
     try:
         health = ask(place, "/api/v2/monitor/health")
         version = ask(place, "/api/v2/version")
