@@ -218,8 +218,8 @@ class LocalAirflow(LocalService):
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One call of the public REST API; raises :class:`LocalServiceError` with the server's words."""
-        # SQLite refuses a writer while another one writes; what may be repeated is.
-        patience = 3 if method in ("GET", "PATCH") else 0
+        # SQLite refuses a writer while another one writes; then nothing has been done, and it is asked again.
+        patience = 10
         while True:
             bearer = self.bearer
             try:
@@ -228,7 +228,7 @@ class LocalAirflow(LocalService):
                 if error.code == 401 and self._bearer:
                     self._bearer = ""
                 said = error.read().decode(errors="replace")[:1000]
-                if not patience or error.code != 500 or "Database error" not in said:
+                if not (patience and error.code == 500 and "Database error" in said):
                     raise LocalServiceError(f"{method} {path} was answered with {error.code}: {said}") from None
                 patience -= 1
                 time.sleep(1)

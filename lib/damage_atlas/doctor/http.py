@@ -64,7 +64,7 @@ def ray_place(url: str | None, env: Mapping[str, str]) -> Place | None:
             raise InputError(f"RAY_AUTH_TOKEN_PATH: {file} cannot be read ({error}). Correct the path.") from error
     connection = env.get("AIRFLOW_CONN_RAY_DEFAULT", "").strip()
     if url or env.get("RAY_API_SERVER_ADDRESS"):
-        place = Place(http_address(url or env["RAY_API_SERVER_ADDRESS"]), token)
+        place = Place(http_address(url or env["RAY_API_SERVER_ADDRESS"], "Ray"), token)
         if token or not connection:
             return place
         known = _read_connection(connection)
@@ -95,10 +95,10 @@ def _read_connection(text: str) -> Place:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise wrong from None
     verify = str(extra.get("verify", True)).lower() not in ("false", "0", "no")
-    return Place(http_address(address), token.strip(), verify, extra.get("ca_file"))
+    return Place(http_address(address, "Ray"), token.strip(), verify, extra.get("ca_file"))
 
 
-def http_address(url: str) -> str:
+def http_address(url: str, whose: str) -> str:
     """The address without a slash at its end; InputError unless it is one of HTTP that carries no user."""
     try:
         parts = urlsplit(url)
@@ -107,7 +107,7 @@ def http_address(url: str) -> str:
         usable = False
     if not usable or parts.username or parts.password:
         # Not quoted: what stands before an @ is a secret.
-        raise InputError("an address of Ray or Airflow is not usable: it reads http://HOST:PORT, without a user.")
+        raise InputError(f"{whose}'s address is not usable: it reads http://HOST:PORT, without a user.")
     return url.rstrip("/")
 
 
