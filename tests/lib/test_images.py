@@ -203,6 +203,16 @@ def test_truncated_files_are_detected(kind_options: tuple[str, dict[str, Any]], 
     assert reason_of(data[: int(len(data) * kept_share)]) == "truncated"
 
 
+def test_an_uncompressed_tiff_with_a_wrong_length_of_strip_is_read() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "TIFF", compression="raw")
+    data = bytearray(sink.getvalue())
+    entry = data.index(struct.pack("<HHI", 279, 4, 1))  # StripByteCounts, one LONG
+    data[entry + 8 : entry + 12] = struct.pack("<I", 10**6)
+    assert np.array_equal(decode(bytes(data)), pixels)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_tail_of_zeros_is_a_lost_tail(progressive: bool) -> None:
     data = encoded(noise(), "JPEG", progressive=progressive)

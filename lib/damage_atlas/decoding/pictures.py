@@ -42,6 +42,7 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"RIFF", b"BM", b"GIF8")
+_TIFF_COMPRESSION: Final = 259
 _ZEROS_OF_A_LOST_TAIL: Final = 64  # bytes; shorter runs of zeros are padding
 
 _UPRIGHT: Final = {  # EXIF orientation -> what makes the picture upright
@@ -158,8 +159,9 @@ def _check_tail(image: Image.Image, data: bytes) -> None:
         zeros = len(data) - len(data.rstrip(b"\0"))
         if zeros >= _ZEROS_OF_A_LOST_TAIL and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
             raise ImageError("truncated", f"the last {zeros:,} bytes are zeros")
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = image.tag_v2
+    # Of an uncompressed TIFF Pillow reads what the size asks for, and complains; how long its strips claim to be says
+    # nothing.
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (tags := image.tag_v2).get(_TIFF_COMPRESSION, 1) != 1:
         for offsets, sizes in ((273, 279), (324, 325)):  # strips, tiles
             pairs = zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)
             if any(offset + size > len(data) for offset, size in pairs):
