@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from damage_atlas.contracts import Alert, Sighting
 from damage_atlas.pipeline import run_pipeline
 from damage_atlas.spec import CatalogSpec, Settings, with_overrides
 from damage_atlas.store import Run, Store, start_run
@@ -54,8 +55,23 @@ def raise_alerts(run: Run, *kinds: str) -> None:
     """Make the run's cluster stage say these alerts, whatever it said. `verify` will complain."""
     assert run.store.folder is not None
     artifact = run.store.folder / run.key / "cluster" / "artifact.json"
-    said = json.dumps({"alerts": [{"kind": kind} for kind in kinds]}).encode()
-    output = write_output(run.store, f"{run.key}/cluster/alerts-{len(kinds)}.json", said)
+    said = json.loads(run.read("cluster", "alerts.json"))
+    said["alerts"] = [_alert(kind) for kind in kinds]
+    data = json.dumps(said).encode()
+    output = write_output(run.store, f"{run.key}/cluster/alerts-{len(kinds)}.json", data)
     document = json.loads(artifact.read_text())
     document["outputs"]["alerts.json"] = output.model_dump()
     artifact.write_text(json.dumps(document))
+
+
+def _alert(kind: str) -> dict[str, Any]:
+    sighting = Sighting(
+        observation_id="o", image_id="i", uri="file:///a.jpg", similarity=1.0, asset_id=None, delivery=None,
+        element=None, position_m=None, captured_at=None, latitude=None, longitude=None,
+    )  # fmt: skip
+    alert = Alert(
+        kind="born", cluster_id=1, text="look", score=9.0, images=3, moments=3, expected=0.1, growth=None, size=3,
+        size_before=None, clusters={"1": 3}, nearest_label=None, medoid=sighting, nearest=[sighting], image_ids=[],
+        assets={}, places=[], captured_from=None, captured_to=None,
+    )  # fmt: skip
+    return alert.model_dump(mode="json") | {"kind": kind}
