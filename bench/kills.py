@@ -72,7 +72,9 @@ def main() -> None:
     shards = arguments.work / "images"
     make_shards(arguments.demo, shards, arguments.images)
     log = arguments.work / "kills.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    # A folder may hold trials of other sizes and other servers as well; they say nothing of these.
+    rows = [row for row in kept if (row["images"], row["spoilt"]) == (arguments.images, arguments.spoilt)]
     with Trials(arguments, shards) as trials:
         wanted = trials.run(None)
         for kill in _kills(arguments):
