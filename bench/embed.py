@@ -26,7 +26,7 @@ from damage_atlas.demo import make_demo
 from damage_atlas.embed import EmbedPart
 from damage_atlas.embed.plan import plan_embedding
 from damage_atlas.embed.work import DecodePart, ForwardPart
-from damage_atlas.network import DamageNet, embed_pixels
+from damage_atlas.network import DamageNet
 from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.spec import CatalogSpec, EmbedSpec, Settings, TrainSpec
 from damage_atlas.store import Run, Store, start_run
@@ -102,7 +102,7 @@ def _measure(run: Run, files: list[Path], cores: int) -> Iterator[tuple[str, flo
 
     def forward_alone(pixels_NSSC: np.ndarray) -> None:
         torch.set_num_threads(1)
-        embed_pixels(forward.network, pixels_NSSC, forward.spec.batch_size, forward.dtype)
+        forward.embed(pixels_NSSC)
 
     yield "forward alone", _rate(forward_alone, pixels, sizes, cores)[0]
     yield "end to end", _rate(EmbedPart(run.uri), parts, sizes, cores)[0]

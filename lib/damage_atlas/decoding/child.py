@@ -16,6 +16,8 @@ import sys
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from damage_atlas.decoding.facts import Limits, Pixels, Sampling
 from damage_atlas.decoding.faults import DECODER_FAULTS, ImageError
 from damage_atlas.decoding.pictures import decode, inspect
@@ -58,7 +60,7 @@ class _Decoders:
             case "inspect":
                 return asdict(inspect(data, limits)), b""
             case "decode":
-                return self._with_pixels(decode(data, limits))
+                return self._with_pixels(decode(data, limits, self._shared))
             case "choose_frames":
                 from damage_atlas.decoding.video import choose_frames
 
@@ -73,7 +75,7 @@ class _Decoders:
         height, width, _ = pixels.shape
         data = memoryview(pixels.reshape(-1).data)
         shared = data.nbytes <= self._shared.nbytes
-        if shared:
+        if shared and not np.shares_memory(pixels, self._shared):
             self._shared[: data.nbytes] = data
         return {"height": height, "width": width, "shared": shared}, b"" if shared else data
 

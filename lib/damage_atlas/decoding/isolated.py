@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
@@ -199,13 +200,16 @@ def _forget_idle() -> None:
 os.register_at_fork(after_in_child=_forget_idle)
 
 
+_limits_document = lru_cache(maxsize=8)(asdict)
+
+
 def _document(_: _Child, answer: dict[str, Any], data: bytes) -> dict[str, Any]:
     return answer
 
 
 def _ask(request: dict[str, Any], limits: Limits, data: bytes = b"", take: Callable[..., Any] = _document) -> Any:
     """What ``take`` makes of the answer while the process is still ours."""
-    request = {**request, "limits": asdict(limits)}
+    request = {**request, "limits": _limits_document(limits)}
     for attempt in range(_TRIES):
         try:
             with _borrowed() as child:

@@ -56,16 +56,19 @@ _UPRIGHT: Final = {  # EXIF orientation -> what makes the picture upright
 }
 
 
-def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+def decode(data: bytes, limits: Limits = DEFAULT_LIMITS, into: memoryview | None = None) -> Pixels:
     """Decode a picture file.
 
+    Args:
+        into: writable memory that the pixels may lie in afterwards, where they fit and the decoder can.
+
     Returns:
-        H x W x 3 uint8, RGB, upright; read-only.
+        H x W x 3 uint8, RGB, upright; not to be written to.
 
     Raises:
         ImageError: the bytes are not a complete picture within the limits.
     """
-    with _opened(data, limits, "RGB") as (image, turbo):
+    with _opened(data, limits, "RGB", into) as (image, turbo):
         if turbo is not None:
             return _upright(image, turbo)
         return _upright(image, np.asarray(_rgb(image)))
@@ -85,7 +88,7 @@ def inspect(data: bytes, limits: Limits = DEFAULT_LIMITS) -> PictureFacts:
 
 @contextmanager
 def _opened(
-    data: bytes, limits: Limits, colours: Literal["RGB", "GRAY"]
+    data: bytes, limits: Limits, colours: Literal["RGB", "GRAY"], into: memoryview | None = None
 ) -> Iterator[tuple[Image.Image, Pixels | None]]:
     """The picture, completely decoded, and its pixels where libjpeg-turbo has decoded them.
 
@@ -101,7 +104,7 @@ def _opened(
             if image.mode == "LAB":
                 raise ImageError("not_an_image", "CIELAB colours are not read; save the picture as RGB")
             _check_tail(image, data)
-            turbo = _turbo(image, data, colours)
+            turbo = _turbo(image, data, colours, into)
             if turbo is None:
                 image.load()
             yield image, turbo
@@ -115,7 +118,7 @@ def _opened(
         raise ImageError("truncated" if cut_off else "corrupt", text or type(error).__name__) from error
 
 
-def _turbo(image: Image.Image, data: bytes, colours: Literal["RGB", "GRAY"]) -> Pixels | None:
+def _turbo(image: Image.Image, data: bytes, colours: Literal["RGB", "GRAY"], into: memoryview | None) -> Pixels | None:
     """Pixels of a plain JPEG by libjpeg-turbo at twice Pillow's speed, the same to the last bit; else None.
 
     None as well where it complains: whether the damage is worth refusing is Pillow's to say.
@@ -123,7 +126,8 @@ def _turbo(image: Image.Image, data: bytes, colours: Literal["RGB", "GRAY"]) -> 
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     try:
-        return simplejpeg.decode_jpeg(data, colours, strict=True)
+        fits = into is not None and image.width * image.height * len("RGB") <= into.nbytes
+        return simplejpeg.decode_jpeg(data, colours, strict=True, buffer=into if fits else None)
     except ValueError:
         return None
 

@@ -16,7 +16,7 @@ from damage_atlas.embed.part import part_bytes, part_name, read_part
 from damage_atlas.embed.plan import VectorPart, model_of
 from damage_atlas.errors import ObjectExistsError
 from damage_atlas.images import ImageError, Limits, PhotoReader, Pixels, Source, preprocess
-from damage_atlas.network import embed_pixels, load_network, resolve_precision
+from damage_atlas.network import Embedder, load_network, resolve_precision
 from damage_atlas.store import Run, Store
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import read_output
@@ -103,8 +103,10 @@ class ForwardPart:
         self.run = Run.load(run_uri)
         self.spec = self.run.spec.settings.embed
         card = model_of(self.run)
-        self.network = load_network(read_output(self.run.store, card.weights), card.network, device)
-        self.dtype = resolve_precision(self.spec.precision, torch.device(device))
+        network = load_network(read_output(self.run.store, card.weights), card.network, device)
+        self.embed = Embedder(
+            network, self.spec.batch_size, resolve_precision(self.spec.precision, torch.device(device))
+        )
 
     def __call__(self, decoded: DecodedPart) -> PartResult:
         """The part in the store."""
@@ -115,7 +117,7 @@ class ForwardPart:
             return PartResult(decoded.key, None, tuple(decoded.failed))
         # Per thread: torch keeps the number of threads for each of the callers' threads.
         torch.set_num_threads(self.spec.threads_per_actor)
-        vectors = embed_pixels(self.network, decoded.pixels_NSSC, self.spec.batch_size, self.dtype)
+        vectors = self.embed(decoded.pixels_NSSC)
         output = put_part(store, decoded.key.rpartition("/")[0], decoded.image_ids, vectors)
         return PartResult(decoded.key, output, tuple(decoded.failed))
 
