@@ -59,7 +59,7 @@ test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real 
 	$(BIN)/python -m pytest tests/ray tests/airflow
 
 test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more of the workers (25 minutes)
-	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/store/test_publishing_together.py tests/ray tests/airflow
+	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/store tests/ray tests/airflow
 
 test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environment without ray and torch (12 minutes)
 	test -x $(OLDEST)/bin/python || $(BIN)/uv venv --quiet --python $(PYTHON) $(OLDEST)

@@ -2,67 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
-from PIL import Image
-
-from damage_atlas.pipeline import run_pipeline, summarize
-from damage_atlas.query import search
-from damage_atlas.spec import Settings, with_overrides
-from damage_atlas.store import Store, start_run
-from tests.support.small_archive import make_labelled
-
-FRAMES, RATE, SIZE = 60, 5, (320, 240)
-
-
-def make_crawl(path: Path, frames: list[Path]) -> None:
-    """Each frame for one second, as H.264."""
-    with av.open(str(path), "w") as container:
-        container.metadata["creation_time"] = "2026-03-01T09:00:00Z"
-        stream = container.add_stream("libx264", rate=RATE)
-        stream.width, stream.height = SIZE
-        stream.pix_fmt = "yuv420p"
-        for second, file in enumerate(frames):
-            pixels = np.asarray(Image.open(file).convert("RGB").resize(SIZE))
-            for part in range(RATE):
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.pts, frame.time_base = second * RATE + part, Fraction(1, RATE)
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+from damage_atlas.store import Store
+from tests.support.crawl import check_crawl, film_crawl
 
 
 def test_a_sewer_video_goes_through_to_the_report(real_data: Path, tmp_path: Path) -> None:
-    pictures = sorted((real_data / "sewer-pipe").rglob("*.jpg"))[:FRAMES]
-    assert len(pictures) == FRAMES
-    (tmp_path / "archive" / "pipe-12").mkdir(parents=True)
-    make_crawl(tmp_path / "archive" / "pipe-12" / "crawl.mp4", pictures)
-    (tmp_path / "archive" / "pipe-12" / "crawl.csv").write_text("time_s,position_m\n0,0\n60,30\n")
-    store = Store(tmp_path / "store")
-    fast = ["train.input_size=32", "train.iterations=10", "train.batch_size=24"]
-    settings = with_overrides(Settings(), fast)
-    labelled = make_labelled(tmp_path / "labelled", each=8)
-    list(
-        run_pipeline(
-            start_run(store, kind="train", archive="sewer", images=str(labelled), model="m", settings=settings)
-        )
-    )
-    settings = with_overrides(Settings(), [*fast, "catalog.labels=none"])
-    asked = {"archive": "sewer", "images": str(tmp_path / "archive"), "model": "m"}
-    run = start_run(store, kind="recluster", settings=settings, **asked)  # type: ignore[arg-type]
-    list(run_pipeline(run))
-
-    assert summarize(run)["counts"]["embedded"] == FRAMES
-    rows = run.read_table("catalog", "observations.parquet").to_pylist()
-    assert [row["frame_time_s"] for row in rows] == [float(second) for second in range(FRAMES)]
-    assert [row["position_m"] for row in rows] == [second / 2 for second in range(FRAMES)]
-    page = run.read("report", "index.html").decode()
-    report = json.loads(run.read("report", "report.json"))
-    assert "crawl.mp4 (at 0:42, 21 m)" in page, "hovering over a point tells its second and its chainage"
-    shown = json.dumps(report)
-    assert "crawl.mp4 (at 0:" in shown
-    found = search(store, "sewer", rows[42]["image_id"], k=1)[0]
-    assert found["uri"].endswith("/pipe-12/crawl.mp4#t=42") and found["frame_time_s"] == 42
+    film_crawl(real_data, tmp_path / "archive" / "pipe-12", seconds=60)
+    check_crawl(Store(tmp_path / "store"), str(tmp_path / "archive"), tmp_path, seconds=60)

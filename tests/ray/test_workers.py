@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.spec import RunSpec, Settings, with_overrides
 from damage_atlas.store import Run, Store, open_run
 from infra.local.ray_cluster import LocalRay
+from tests.support.line import WHEN_ASKED
+from tests.support.s3_server import S3Server, take_away
 from tests.support.small_archive import make_labelled
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
@@ -33,9 +36,6 @@ SETTINGS = with_overrides(
         "index.rows_per_part=16",
     ],
 )
-minutes_each = pytest.mark.skipif(
-    not os.environ.get("DAMAGE_ATLAS_LINE"), reason="takes some minutes: run `make test-line`"
-)
 TABLES = {
     "catalog": ("observations.parquet",),
     "index": ("ids.parquet",),
@@ -50,7 +50,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_labelled(tmp_path_factory.mktemp("images") / "labelled")
 
 
-def open_in(store: Path, images: Path, *overrides: str) -> Run:
+def open_in(store: Path | str, images: Path | str, *overrides: str) -> Run:
     settings = with_overrides(SETTINGS, list(overrides))
     return open_run(
         Store(store),
@@ -122,7 +122,7 @@ def test_two_workers_give_what_one_process_gives(one_process: Run, on_ray: tuple
     assert_equal_results(one_process, on_ray[0])
 
 
-@minutes_each
+@WHEN_ASKED
 @pytest.mark.parametrize("overrides", [("train.workers=1", "embed.actors=1"), ("embed.in_job_up_to=9999",)])
 def test_one_worker_and_none_give_what_one_process_gives(
     one_process: Run, cluster: LocalRay, images: Path, tmp_path: Path, overrides: tuple[str, ...]
@@ -132,17 +132,44 @@ def test_one_worker_and_none_give_what_one_process_gives(
     assert_equal_results(one_process, run)
 
 
-@minutes_each
+@WHEN_ASKED
 def test_four_workers_give_what_one_gives(images: Path, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    env = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "lib")])}
-    four = open_in(tmp_path / "four", images, "train.shards=4", "train.workers=4", "embed.actors=4")
-    one = open_in(tmp_path / "one", images, "train.shards=4", "train.workers=1", "embed.actors=1")
-    with LocalRay(tmp_path / "ray", nodes=4, cpus_per_node=1, env=env) as cluster:
+    four = open_in(tmp_path / "four", images, *workers(4))
+    one = open_in(tmp_path / "one", images, *workers(1))
+    with LocalRay(tmp_path / "ray", nodes=4, cpus_per_node=1, env=python_path()) as cluster:
         log = run_python(cluster, "-c", ONE_DRIVER, four.uri)
         run_python(cluster, "-c", ONE_DRIVER, one.uri)
     assert "by 4 actors on 4 nodes" in log, log[-3000:]
     assert_equal_results(one, four)
+
+
+@WHEN_ASKED
+@pytest.mark.s3
+def test_four_workers_give_what_one_gives_on_an_unsteady_server(
+    unsteady_bucket: str, s3_server: S3Server, tmp_path: Path
+) -> None:
+    labelled, images = make_labelled(tmp_path / "labelled", each=667), f"s3://{unsteady_bucket}/images"
+    for file in labelled.rglob("*.png"):
+        Store(images).create(file.relative_to(labelled).as_posix(), file.read_bytes())
+    four = open_in(f"s3://{unsteady_bucket}/four", images, *workers(4))
+    one = open_in(f"s3://{unsteady_bucket}/one", images, *workers(1))
+    env = {**os.environ, **python_path()}
+    with LocalRay(tmp_path / "ray", nodes=4, cpus_per_node=1, env=env) as cluster:
+        with ThreadPoolExecutor(1) as pool:
+            log = pool.submit(run_python, cluster, "-c", ONE_DRIVER, four.uri)
+            take_away(s3_server, four.store, once_there="archives/small/vectors")
+            assert "by 4 actors on 4 nodes" in log.result(), log.result()[-3000:]
+        run_python(cluster, "-c", ONE_DRIVER, one.uri)
+    assert_equal_results(one, four)
+
+
+def workers(number: int) -> tuple[str, ...]:
+    return "train.shards=4", f"train.workers={number}", f"embed.actors={number}"
+
+
+def python_path() -> dict[str, str]:
+    root = Path(__file__).resolve().parents[2]
+    return {"PYTHONPATH": os.pathsep.join([str(root), str(root / "lib")])}
 
 
 def test_training_had_two_ranks_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
@@ -207,7 +234,7 @@ for workers in (2, 3):
 """
 
 
-@minutes_each
+@WHEN_ASKED
 def test_two_and_three_workers_give_the_gradients_of_one(cluster: LocalRay, images: Path, tmp_path: Path) -> None:
     run = open_in(tmp_path / "store", images, "train.shards=6", "train.precision=float32")
     run_stage(run, "catalog")
@@ -220,7 +247,7 @@ def test_two_and_three_workers_give_the_gradients_of_one(cluster: LocalRay, imag
             assert distance < (1e-5 if name.startswith("float32") else 1e-10), (name, distance)
 
 
-@minutes_each
+@WHEN_ASKED
 def test_embedding_had_two_actors_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
     assert "by 2 actors on 2 nodes" in on_ray[1]["embed"], on_ray[1]["embed"][-3000:]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.browser import Browser, open_browser
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.s3_server import S3Server
 
 
@@ -28,6 +29,16 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     s3_server.create_bucket(bucket)
     return bucket
+
+
+@pytest.fixture
+def unsteady_bucket(s3_bucket: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh bucket behind a proxy that spoils a twentieth of the answers."""
+    with FaultyProxy(s3_server.endpoint_url, share=0.05) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        yield s3_bucket
+    spoilt = sum(proxy.counts.values()) - proxy.counts["passed"]
+    assert spoilt, f"no answer was spoilt: {dict(proxy.counts)}"
 
 
 @pytest.fixture(scope="session")

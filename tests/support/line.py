@@ -8,10 +8,9 @@ import pytest
 
 from infra.local.airflow import LocalAirflow
 
+WHEN_ASKED = pytest.mark.skipif(not os.environ.get("DAMAGE_ATLAS_LINE"), reason="takes minutes: run `make test-line`")
 LONG = [
-    pytest.mark.skipif(
-        not os.environ.get("DAMAGE_ATLAS_LINE"), reason="takes a quarter of an hour: run `make test-line`"
-    ),
+    WHEN_ASKED,
     pytest.mark.airflow,
     pytest.mark.ray,
     pytest.mark.s3,

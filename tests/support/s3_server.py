@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import boto3
 from botocore.config import Config
 
+from damage_atlas.store import Store
 from infra.local.processes import LocalService, free_ports
 
 if TYPE_CHECKING:
@@ -122,3 +123,14 @@ class S3Server(LocalService):
     def create_bucket(self, name: str) -> None:
         """Create an empty bucket; botocore's ClientError when the name is taken."""
         self.client().create_bucket(Bucket=name)
+
+
+def take_away(server: S3Server, store: Store, once_there: str, seconds: float = 20, limit_s: float = 900) -> None:
+    """Stop ``server`` for a while as soon as ``store`` lists anything below ``once_there``."""
+    give_up_at = time.monotonic() + limit_s
+    while next(store.list(once_there), None) is None:
+        assert time.monotonic() < give_up_at, f"nothing came below {once_there}"
+        time.sleep(0.2)
+    server.stop()
+    time.sleep(seconds)
+    server.start()
