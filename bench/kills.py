@@ -45,7 +45,6 @@ MOMENTS = ("catalog", "early in embed", "late in embed", "before the seal", "aft
 STAGES = {"catalog": "workers.catalog", "embed": "bench.counted_embed", "index": "workers.index"}
 _GIVE_UP = 4  # attempts
 _AWAY_S = 20  # the server
-_NODE_LIMIT_S = 240  # until a new node is there
 _PARTS = 40  # of vectors, at least
 _ACTORS = 2
 
@@ -208,12 +207,9 @@ class Trials:
         """Kill a worker node with all that runs on it, and bring another up."""
         number = self.nodes.pop(int(share * len(self.nodes)))
         self.ray.kill_node(number)
-        self.ray.start_worker(self.next_node)
+        self.ray.bring_up_worker(self.next_node)
         self.nodes.append(self.next_node)
         self.next_node += 1
-        give_up_at = time.monotonic() + _NODE_LIMIT_S
-        while self.ray.alive_nodes() < 3 and time.monotonic() < give_up_at:
-            time.sleep(0.5)
 
 
 def _wait_for(run: Run, kill: Kill, parts: int, job: subprocess.Popen[bytes]) -> None:

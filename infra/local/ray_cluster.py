@@ -143,11 +143,33 @@ class LocalRay(LocalService):
         """Kills worker node ``number`` at once, as a machine that vanishes would (for trials of crashes)."""
         self.family.stop(f"ray-node-{number}", hard=True)
 
+    def bring_up_worker(self, number: int) -> None:
+        """Starts worker node ``number`` and returns when it is alive; one that ends while it starts is started again.
+
+        Raises:
+            LocalServiceError: it does not come up.
+        """
+        before = self._alive()
+        for remaining in reversed(range(TRIES)):
+            self.start_worker(number)
+            try:
+                for _ in wait_until(f"Ray node {number}", self.timeout_s, self.family, poll_s=0.5):
+                    if self._alive() - before:
+                        return
+            except NotReadyInTime:
+                raise
+            except LocalServiceError:
+                if remaining == 0:
+                    raise
+
     def alive_nodes(self) -> int:
         """How many nodes the head believes alive; 0 when it does not answer."""
-        answer = self._get("/nodes?view=summary")
-        summary = (answer or {}).get("data", {}).get("summary", [])
-        return sum(node.get("raylet", {}).get("state") == "ALIVE" for node in summary)
+        return len(self._alive())
+
+    def _alive(self) -> set[str]:
+        summary = (self._get("/nodes?view=summary") or {}).get("data", {}).get("summary", [])
+        raylets = [node.get("raylet", {}) for node in summary]
+        return {raylet["nodeId"] for raylet in raylets if raylet.get("state") == "ALIVE"}
 
     def stop(self) -> None:
         """Stops every node and job, and keeps Ray's session logs in ``root/logs/session``."""
