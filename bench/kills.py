@@ -34,6 +34,7 @@ from typing import Any
 import psutil
 
 from bench.scale import ROOT, make_model
+from bench.served import on_s3
 from bench.shards import make_shards
 from damage_atlas.neighbours import read_vectors
 from damage_atlas.spec import CatalogSpec, EmbedSpec, Settings
@@ -129,7 +130,8 @@ class Trials:
         with self._stack:
             shutil.rmtree(self.work / "stores", ignore_errors=True)
             if self._on_s3:
-                self._start_server()
+                served = self._stack.enter_context(on_s3(Path(self.images), self._spoilt))
+                self.server, self.images, self.stores = served.server, served.images, served.stores
             env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "lib")]), "BENCH_COUNT_FILE": str(self.begun)}
             os.environ["BENCH_COUNT_FILE"] = env["BENCH_COUNT_FILE"]
             self.ray = LocalRay(self.work / "ray", nodes=3, cpus_per_node=1, env={**os.environ, **env})
@@ -139,21 +141,6 @@ class Trials:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _start_server(self) -> None:
-        from tests.support.faulty_proxy import FaultyProxy
-        from tests.support.s3_server import S3Server
-
-        self.server = self._stack.enter_context(S3Server())
-        self.server.create_bucket("kills")
-        os.environ |= self.server.env()
-        images = Store("s3://kills/images")
-        for shard in sorted(Path(self.images).iterdir()):
-            images.create(shard.name, shard.read_bytes())
-        self.images, self.stores = "s3://kills/images", "s3://kills/stores"
-        if self._spoilt:
-            proxy = self._stack.enter_context(FaultyProxy(self.server.endpoint_url, self._spoilt))
-            os.environ["AWS_ENDPOINT_URL_S3"] = proxy.url
 
     def run(self, kill: Kill | None, parts: int = 0) -> dict[str, Any]:
         """What the stages leave in a store of its own; ``parts`` is how many parts of vectors there will be."""

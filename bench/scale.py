@@ -1,6 +1,7 @@
 """Catalog, embed and index on Ray at two sizes: memory, seconds an image, an unchanged archive, and 1% more.
 
     python -m bench.scale --demo var/bench/demo --work var/bench/scale --images 20000 200000
+    python -m bench.scale --demo var/bench/demo --work var/bench/scale-s3 --images 2000 --s3
 
 Memory is the sum of the proportional shares (PSS) of all processes: Ray's, the jobs', and what the object store maps.
 Seconds count from a stage's first listing to its seal; what a job needs to start is printed beside them.
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from bench.shards import make_shards
+from bench.served import on_s3
+from bench.shards import PER_SHARD, make_shards
 from damage_atlas.pipeline import run_pipeline
 from damage_atlas.spec import CatalogSpec, Settings, TrainSpec
 from damage_atlas.store import Run, Store, start_run
@@ -39,8 +41,9 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--images", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--s3", action="store_true", help="pictures and store on a real S3 server")
     arguments = parser.parse_args()
-    results = {n: measure(arguments.demo, arguments.work / str(n), n) for n in sorted(arguments.images)}
+    results = {n: measure(arguments.demo, arguments.work / str(n), n, arguments.s3) for n in sorted(arguments.images)}
     print(json.dumps(results, indent=1))
     small, large = min(results), max(results)
     if small != large:
@@ -54,22 +57,29 @@ def main() -> None:
             print(f"{n:,} images, {what}: {share:.1%} of the first run, {read} tar files read")
 
 
-def measure(demo: Path, work: Path, images: int) -> dict[str, Any]:
-    """Three runs over one archive: from nothing, unchanged, with 1% more."""
+def measure(demo: Path, work: Path, images: int, is_on_s3: bool) -> dict[str, Any]:
+    """Three runs over one archive: from nothing, unchanged, with 1% more, but a tar file at least."""
     shards = work / "images"
     make_shards(demo, shards, images)
-    for extra in sorted(shards.glob("shard-*.tar"))[images // 1000 :]:
+    for extra in sorted(shards.glob("shard-*.tar"))[images // PER_SHARD :]:
         extra.unlink()
-    store = Store(work / "store")
     shutil.rmtree(work / "store", ignore_errors=True)
-    make_model(store, work / "labelled")
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "lib")])}
     found: dict[str, Any] = {}
-    with LocalRay(work / "ray", nodes=2, cpus_per_node=1, env=env, object_store_bytes=512 * 1024**2) as ray:
+    with ExitStack() as stack:
+        served = stack.enter_context(on_s3(shards, spoilt=0)) if is_on_s3 else None
+        store = Store(served.stores if served else work / "store")
+        make_model(store, work / "labelled")
+        env = {**os.environ, **env}
+        ray = stack.enter_context(
+            LocalRay(work / "ray", nodes=2, cpus_per_node=1, env=env, object_store_bytes=512 * 1024**2)
+        )
         for name in ("first", "unchanged", "one percent more"):
             if name == "one percent more":
-                make_shards(demo, shards, max(images // 100, 1000), first=images // 1000)
-            found[name] = run_once(store, shards, name.replace(" ", "-"), ray)
+                make_shards(demo, shards, max(images // 100, PER_SHARD), first=images // PER_SHARD)
+                if served:
+                    served.upload(shards)
+            found[name] = run_once(store, served.images if served else str(shards), name.replace(" ", "-"), ray)
             print(f"{images:,} images, {name}: {json.dumps(found[name])}", flush=True)
     return found
 
@@ -87,11 +97,11 @@ def make_model(store: Store, folder: Path) -> None:
     list(run_pipeline(run))
 
 
-def run_once(store: Store, images: Path, run_id: str, ray: LocalRay) -> dict[str, Any]:
+def run_once(store: Store, images: str, run_id: str, ray: LocalRay) -> dict[str, Any]:
     """The stages of one run as jobs on ``ray``, watched."""
     settings = Settings(catalog=CatalogSpec(labels="none"))
     run = start_run(
-        store, kind="recluster", archive="big", images=str(images), model="net", settings=settings, run_id=run_id
+        store, kind="recluster", archive="big", images=images, model="net", settings=settings, run_id=run_id
     )
     result: dict[str, Any] = {"stages": {}}
     with MemoryWatch() as watch:
