@@ -11,8 +11,10 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import quote
@@ -23,7 +25,7 @@ from PIL import Image
 
 from damage_atlas.decoding.facts import DEFAULT_LIMITS, Limits, PictureFacts, Pixels
 from damage_atlas.decoding.faults import ImageError
-from damage_atlas.decoding.isolated import VideoFrames, decode, inspect
+from damage_atlas.decoding.isolated import Decoding, VideoFrames, decode, inspect
 from damage_atlas.errors import InputError, ObjectNotFoundError, StoreError
 from damage_atlas.store.objects import Store, sha256
 
@@ -114,8 +116,10 @@ def preprocess(pixels: Pixels, size: int = 160) -> Pixels:
     """
     import torch
 
-    image = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]  # torch has no read-only
-    small = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+    image_HWC = torch.from_numpy(np.require(pixels, requirements="W"))  # torch has no read-only tensors
+    # By this order of axes torch knows them for channels-last: faster, and the result lies in memory as pictures do.
+    image_1CHW = image_HWC[None].permute(0, 3, 1, 2)
+    small = torch.nn.functional.interpolate(image_1CHW, size=(size, size), mode="bilinear", antialias=True)
     return small[0].permute(1, 2, 0).numpy()
 
 
@@ -147,6 +151,7 @@ class PhotoReader:
         self._store = Store(images_root)
         self._last: Source | None = None
         self._pixels: Pixels | None = None
+        self._ahead: tuple[Source, Decoding] | None = None
         self._window: tuple[str, int, bytes] | None = None
         self._video: _OpenVideo | None = None
 
@@ -154,9 +159,40 @@ class PhotoReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._take_ahead(None)
         if self._video is not None:
             self._video.close()
             self._video = None
+
+    def read_each(self, sources: Sequence[Source]) -> Iterator[Pixels | ImageError]:
+        """``read`` of each source in turn, or why it cannot be; while the caller works on one, the next is decoded.
+
+        Raises:
+            StoreError: as there.
+        """
+        for source, following in zip_longest(sources, sources[1:]):
+            result: Pixels | ImageError
+            try:
+                result = self.read(source)
+            except ImageError as error:
+                result = error
+            if following is not None:
+                self._begin(replace(following, tile=None))
+            yield result
+
+    def _begin(self, whole: Source) -> None:
+        if whole == self._last or whole.frame is not None:
+            return
+        with suppress(ImageError, StoreError):  # read() will meet it again, and say so
+            self._ahead = whole, Decoding(self._bytes(whole), self.limits)
+
+    def _take_ahead(self, whole: Source | None) -> Decoding | None:
+        """What was begun, if it is ``whole``; anything else is given up."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] == whole:
+            return ahead and ahead[1]
+        ahead[1].cancel()
+        return None
 
     def read(self, source: Source) -> Pixels:
         """One photo or frame, or one tile of it, H x W x 3.
@@ -168,9 +204,12 @@ class PhotoReader:
         whole = replace(source, tile=None)
         if self._last != whole or self._pixels is None:
             self._last = self._pixels = None
-            self._pixels = (
-                self._read_frame(whole) if whole.frame is not None else decode(self._bytes(whole), self.limits)
-            )
+            if whole.frame is not None:
+                self._pixels = self._read_frame(whole)
+            elif ahead := self._take_ahead(whole):
+                self._pixels = ahead.result()
+            else:
+                self._pixels = decode(self._bytes(whole), self.limits)
             self._last = whole
         if source.tile is None:
             return self._pixels

@@ -44,6 +44,11 @@ def picture(kind: str = "PNG", **options: Any) -> bytes:
     return encoded(Image.fromarray(gradient()), kind, **options)
 
 
+def rolled(columns: int) -> bytes:
+    """Another picture for each number."""
+    return encoded(Image.fromarray(np.roll(gradient(), columns, axis=1)), "PNG")
+
+
 def noise() -> Image.Image:
     """A picture whose file is nearly all pixels."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
@@ -440,6 +445,35 @@ def test_a_reader_says_what_happened_to_the_file(tmp_path: Path) -> None:
     root.rmdir()
     with pytest.raises(StoreError, match="not there any more"):
         reader.read(Source("a.png", "0" * 64))
+
+
+def test_reading_ahead_gives_what_reading_one_by_one_gives(tmp_path: Path) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(rolled(n))
+    (tmp_path / "half.png").write_bytes(picture()[:-40])
+    tiles = [Source("1.png", tile=Tile(x, 0, 8, 8)) for x in (0, 8)]
+    sources = [Source("0.png"), Source("half.png"), Source("gone.png"), *tiles, Source("2.png"), Source("2.png")]
+    sources += [Source("0.png", "0" * 64)]
+    with PhotoReader(str(tmp_path)) as reader:
+        ahead = list(reader.read_each(sources))
+    reasons = []
+    with PhotoReader(str(tmp_path)) as reader:
+        for source, found in zip(sources, ahead, strict=True):
+            if isinstance(found, ImageError):
+                reasons.append(found.reason)
+                with pytest.raises(ImageError, match=found.reason):
+                    reader.read(source)
+            else:
+                assert np.array_equal(found, reader.read(source))
+    assert reasons == ["truncated", "vanished", "changed"]
+
+
+def test_a_reader_that_is_left_early_leaves_no_answer_behind(tmp_path: Path) -> None:
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(rolled(n))
+    with PhotoReader(str(tmp_path)) as reader:
+        first = next(iter(reader.read_each([Source("0.png"), Source("1.png")])))
+    assert np.array_equal(decode(rolled(0)), first)
 
 
 def test_a_network_fault_is_no_image_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,41 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
     return _ask({"op": "decode"}, limits, data, _Child.pixels)
 
 
+class Decoding:
+    """``decode``, begun: take its ``result``, or ``cancel`` it. In between another process works on it."""
+
+    def __init__(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._data, self._limits = data, limits
+        self._child: _Child | None = _borrow()
+        try:
+            self._child.send({"op": "decode", "limits": _limits_document(limits)}, data)
+        except _ChildDied:
+            self._child = None
+
+    def result(self) -> Pixels:
+        """The pixels, once; errors as in ``decode``."""
+        child, self._child = self._child, None
+        try:
+            if child is not None:
+                answer = child.receive()
+        except _ChildDied as died:
+            if died.code == -signal.SIGALRM:
+                raise died.as_error(self._limits) from died
+            child = None
+        if child is None:
+            return decode(self._data, self._limits)
+        try:
+            return child.pixels(*_checked(*answer))
+        finally:
+            _give_back(child)
+
+    def cancel(self) -> None:
+        """Nobody wants the pixels any more."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()  # its answer would be taken for the next one's
+
+
 def inspect(data: bytes, limits: Limits = DEFAULT_LIMITS) -> PictureFacts:
     """``pictures.inspect`` in a process of its own; errors as in ``decode``."""
     answer = _ask({"op": "inspect"}, limits, data)
@@ -128,13 +163,25 @@ class _Child:
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        self.send(request, data)
+        return self.receive()
+
+    def send(self, request: dict[str, Any], data: bytes) -> None:
         try:
             write_message(self._in, request, data)
+        except OSError:
+            raise _ChildDied(self._ended()) from None
+        except BaseException:
+            self.close()  # interrupted between question and answer: the next question must not get this answer
+            raise
+
+    def receive(self) -> tuple[dict[str, Any], bytes]:
+        try:
             answer = read_message(self._out)
         except OSError:
             answer = None
         except BaseException:
-            self.close()  # interrupted between question and answer: the next question must not get this answer
+            self.close()
             raise
         if answer is None:
             raise _ChildDied(self._ended())

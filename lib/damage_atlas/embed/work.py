@@ -75,12 +75,12 @@ class DecodePart:
         kept: list[str] = []
         failed: Failures = []
         with PhotoReader(self.run.spec.images, self.limits) as reader:
-            for row in part.rows(self.run.store):
-                try:
-                    pixels[len(kept)] = preprocess(reader.read(Source.of_row(row)), self.size)
-                except ImageError as error:
-                    failed.append({"image_id": row["image_id"], "reason": error.reason, "detail": error.detail})
+            rows = part.rows(self.run.store)
+            for row, picture in zip(rows, reader.read_each([Source.of_row(row) for row in rows]), strict=True):
+                if isinstance(picture, ImageError):
+                    failed.append({"image_id": row["image_id"], "reason": picture.reason, "detail": picture.detail})
                 else:
+                    pixels[len(kept)] = preprocess(picture, self.size)
                     kept.append(row["image_id"])
         return DecodedPart(part.key, kept, pixels[: len(kept)], failed)
 

@@ -82,11 +82,11 @@ def _read_part(part: _Part) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     pixels_NSSC = np.zeros((len(part.wanted), part.size, part.size, 3), dtype=np.uint8)
     readable_N = np.ones(len(part.wanted), dtype=bool)
     with PhotoReader(part.images_root, part.limits) as reader:
-        for i, (_, source) in enumerate(part.wanted):
-            try:
-                pixels_NSSC[i] = preprocess(reader.read(source), part.size)
-            except ImageError:
+        for i, picture in enumerate(reader.read_each([source for _, source in part.wanted])):
+            if isinstance(picture, ImageError):
                 readable_N[i] = False
+            else:
+                pixels_NSSC[i] = preprocess(picture, part.size)
     return pixels_NSSC, readable_N
 
 

@@ -151,13 +151,11 @@ class Pixels:
 
     def _decode(self, rows: Ints) -> None:
         with PhotoReader(self.images_root, self.limits) as reader:
-            for row in rows:
-                source = self.images.sources[row]
-                try:
-                    picture = reader.read(source)
-                except ImageError as error:
+            sources = [self.images.sources[row] for row in rows]
+            for row, source, picture in zip(rows, sources, reader.read_each(sources), strict=True):
+                if isinstance(picture, ImageError):
                     raise InputError(
-                        f"{source.file} cannot be read as the catalog found it ({error.reason}). Start a new run."
-                    ) from error
+                        f"{source.file} cannot be read as the catalog found it ({picture.reason}). Start a new run."
+                    ) from picture
                 self._pixels[row] = preprocess(picture, self.input_size)
                 self._decoded[row] = True

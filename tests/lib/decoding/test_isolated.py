@@ -51,6 +51,33 @@ def test_a_process_that_was_killed_is_replaced() -> None:
     assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
 
 
+def test_a_decoding_goes_on_while_the_caller_does_something_else() -> None:
+    begun = isolated.Decoding(encode_png(PICTURE))
+    other = encode_png(255 - PICTURE)
+    assert np.array_equal(isolated.decode(other), 255 - PICTURE), "by a process of its own"
+    assert np.array_equal(begun.result(), PICTURE)
+
+
+def test_a_decoding_whose_process_was_killed_is_begun_again() -> None:
+    child = idle_child()
+    begun = isolated.Decoding(encode_png(PICTURE))
+    os.kill(child.process.pid, signal.SIGKILL)
+    assert np.array_equal(begun.result(), PICTURE)
+
+
+def test_the_answer_to_a_cancelled_decoding_reaches_nobody() -> None:
+    idle_child()
+    isolated.Decoding(encode_png(255 - PICTURE)).cancel()
+    assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
+
+
+def test_a_decoding_that_fails_says_so_and_frees_its_process() -> None:
+    child = idle_child()
+    with pytest.raises(ImageError, match="truncated"):
+        isolated.Decoding(encode_jpeg(PICTURE)[:-200]).result()
+    assert isolated._idle.get_nowait() is child
+
+
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGABRT, "SIGABRT")])
 def test_a_crash_costs_one_file(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
     def crash(child: isolated._Child, request: object, data: bytes) -> object:
