@@ -697,7 +697,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
 def _truth_text(scores: dict[str, Any]) -> str:
     parts = [
         f"agreement with the hidden sub-modes ARI {scores['ari_modes']:.2f}, the predefined classes alone "
-        f"{scores['ari_classes']:.2f}"
+        f"{scores['ari_classes']:.2f}",
+        f"{scores['confident_modes']} of {scores['modes']} sub-modes in a confident cluster of their own",
     ]
     if scores["planted"]:
         parts.append(f"{scores['in_new_clusters']} of {scores['planted']} images of the new kind in a new cluster")

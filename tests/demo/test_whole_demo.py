@@ -56,6 +56,11 @@ def test_clusters_are_finer_than_the_classes(summaries: list[dict[str, Any]]) ->
     assert truth["ari_modes"] >= truth["ari_classes"] + 0.1, truth
 
 
+def test_true_modes_are_in_confident_clusters(summaries: list[dict[str, Any]]) -> None:
+    truth = summaries[-1]["truth"]
+    assert truth["modes"] >= 16 and truth["confident_modes"] >= 0.8 * truth["modes"], truth
+
+
 def test_the_planted_kind_is_reported_as_new(run: Run, summaries: list[dict[str, Any]]) -> None:
     truth = summaries[-1]["truth"]
     assert truth["new_clusters"] and truth["in_new_clusters"] >= truth["planted"] / 2, truth

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from damage_atlas.cluster.confidence import CONFIDENT
 from damage_atlas.metrics import agreement
 from damage_atlas.store import Run, Store, read_version
 
@@ -24,10 +25,11 @@ def score_against_truth(out: Path, archive: str, version: int | None = None) -> 
 
     Returns:
         ``ari_modes``: ARI of the clusters with the hidden modes, over whole images that show one; ``ari_classes``:
-        what the predefined classes alone would score there; ``planted`` images of the new kind, how many of them lie
-        ``in_new_clusters``, and those ``new_clusters`` of which they are the majority; ``crack_tiles`` of large
-        photos, and how many of them lie ``in_crack_clusters``; ``wrong_status``: files whose status or reason of
-        quarantine is not the one that the truth gives them.
+        what the predefined classes alone would score there; ``modes`` that images show, and how many of these are
+        the most frequent one of a confident cluster (``confident_modes``); ``planted`` images of the new kind, how
+        many of them lie ``in_new_clusters``, and those ``new_clusters`` of which they are the majority;
+        ``crack_tiles`` of large photos, and how many of them lie ``in_crack_clusters``; ``wrong_status``: files whose
+        status or reason of quarantine is not the one that the truth gives them.
     """
     store = Store(out / "store")
     run = Run.load(store.uri(read_version(store, archive, version).run_key))
@@ -52,6 +54,8 @@ def score_against_truth(out: Path, archive: str, version: int | None = None) -> 
         "images": len(shown),
         "ari_modes": agreement([row["mode"] for _, row in shown], found)["ari"],
         "ari_classes": agreement([row["mode"] for _, row in shown], [row["class"] for _, row in shown])["ari"],
+        "modes": len({row["mode"] for _, row in shown}),
+        "confident_modes": len(_confident_modes(clusters, [(p["cluster_id"], row["mode"]) for p, row in shown])),
         "planted": len(planted),
         "in_new_clusters": sum(c in born for c in planted),
         "new_clusters": sorted(c for c, n in Counter(planted).items() if c in born and n > sizes[c] / 2),
@@ -66,6 +70,14 @@ def read_truth(out: Path) -> dict[str, dict[str, str]]:
     with (out / "truth.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {row["file"].removeprefix("archive/"): row for row in rows if row["file"].startswith("archive/")}
+
+
+def _confident_modes(clusters: dict[int, Row], shown: list[tuple[int | None, str]]) -> set[str]:
+    modes: dict[int, Counter[str]] = {}
+    for cluster, mode in shown:
+        if cluster is not None and (clusters[cluster]["confidence"] or 0) >= CONFIDENT:
+            modes.setdefault(cluster, Counter())[mode] += 1
+    return {max(sorted(counts), key=lambda mode: counts[mode]) for counts in modes.values()}
 
 
 def _tile(where: dict[str, Row], point: Row) -> Row:
