@@ -8,6 +8,7 @@ plots.py        the figures of their tables
 alerts.py       alert rates on steel-neu by the size of a group of something new
 deliveries.py   ten deliveries of the demo archive: which images keep their id
 planted.py      a planted kind of the demo: alerts, and the queue of noise
+promotion.py    a new model and a map fitted anew: which images keep their id
 seeds.py        one archive over seeds of t-SNE, by `paper` and by `auto`
 staged.py       an archive whose vectors are there already
 steel.py        steel-neu with one class left out of training

@@ -55,10 +55,10 @@ def ten_deliveries(out: Path) -> list[str]:
         line.publish(run)
         fresh = StagedArchive(store, f"from-nothing-{k:02d}", line.card).cluster("only", names, own, settings)
         cells = [str(k + 1), f"{size:,}", str(run.artifact("cluster").facts["clusters"])]
-        cells += ["–", "–"] if before is None else [f"{s:.3f}" for s in _kept(places(before), places(run))]
+        cells += ["–", "–"] if before is None else [f"{s:.3f}" for s in kept(places(before), places(run))]
         cells += [f"{_ari(places(r), modes):.3f}" for r in (run, fresh)]
         cells += ["–"] if before is None else [f"{_movement(before, run):.4f}"]
-        lines.append(f"| {' | '.join([*cells, _events(run)])} |")
+        lines.append(f"| {' | '.join([*cells, lineage(run)])} |")
         before = run
     assert before is not None
     lines += ["", *_refit(line, before, names, own), *_windows(store, line, ids, vectors, modes)]
@@ -75,9 +75,9 @@ def _refit(line: StagedArchive, before: Run, names: list[str], own: Floats) -> l
     """The last version's images once more, on a map that is fitted anew with another seed."""
     settings = Settings(cluster=ClusterSpec(seed=99, threads=1, resamples=0, refit=True))
     run = line.cluster("refit", names, own, settings)
-    clustered, everything = _kept(places(before), places(run))
+    clustered, everything = kept(places(before), places(run))
     told = f"{clustered:.3f} of clustered images keep their id, {everything:.3f} of all"
-    return [f"Map fitted anew: {told}; {_events(run)}."]
+    return [f"Map fitted anew: {told}; {lineage(run)}."]
 
 
 def _windows(
@@ -100,11 +100,11 @@ def _windows(
     return [
         f"A window without a shared image: {np.mean([c in old for c in clustered]):.3f} of clustered images lie in a "
         f"cluster with an old id, {np.mean([c in same for c in clustered]):.3f} in one whose most frequent hidden mode "
-        f"is the old one's too; {_events(runs[1])}."
+        f"is the old one's too; {lineage(runs[1])}."
     ]
 
 
-def _kept(before: Places, now: Places) -> tuple[float, float]:
+def kept(before: Places, now: Places) -> tuple[float, float]:
     """Of images that are in a cluster of both versions, and of all images of both, the share with the same id."""
     shared = [(before[i], now[i]) for i in before.keys() & now.keys()]
     clustered = [a == b for a, b in shared if a is not None and b is not None]
@@ -134,7 +134,8 @@ def _movement(before: Run, now: Run) -> float:
     return float(np.median(np.linalg.norm(moved, axis=1)) / now.artifact("cluster").facts["map_width"])
 
 
-def _events(run: Run) -> str:
+def lineage(run: Run) -> str:
+    """What became of the clusters since the version before, as text."""
     counts = Counter(run.read_table("cluster", "lineage.parquet")["event"].to_pylist())
     return ", ".join(f"{n} {event}" for event, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
