@@ -10,6 +10,8 @@ import pytest
 
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
 from damage_atlas.store import Store
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
@@ -133,3 +135,16 @@ def test_a_bucket_that_is_not_there(s3_bucket: str) -> None:
 def test_other_roots_are_refused(root: str) -> None:
     with pytest.raises(InputError):
         Store(root)
+
+
+@pytest.mark.s3
+def test_an_answer_that_breaks_off_is_asked_for_again_though_it_is_the_first(
+    s3_bucket: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(f"s3://{s3_bucket}").create("a", b"whole" * 20_000)
+    with FaultyProxy(s3_server.endpoint_url, share=0) as proxy:
+        fates = ["half an answer", "half an answer"]
+        monkeypatch.setattr(proxy, "draw", lambda: fates.pop() if fates else "passed")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        assert Store(f"s3://{s3_bucket}").read("a") == b"whole" * 20_000
+    assert not fates, "both were spoilt"

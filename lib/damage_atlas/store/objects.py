@@ -355,12 +355,14 @@ class _S3Backend:
         span = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
         try:
             # The body as well: boto3 repeats requests, but not one whose answer broke off after its head.
-            return self._ask(key, lambda path: self._get(Key=path, **span)["Body"].read(), names_object=True)
+            return bytes(self._ask(key, lambda path: self._get(Key=path, **span).read(), names_object=True))
         except _RangeIsEmpty:
             return b""
 
     def _get(self, **arguments: str) -> Any:
-        return self._client.get_object(Bucket=self.bucket, **arguments)
+        body = self._client.get_object(Bucket=self.bucket, **arguments)["Body"]
+        _answered.add(self._where)  # whatever becomes of the body
+        return body
 
     def exists(self, key: str) -> bool:
         try:
@@ -474,6 +476,6 @@ class _S3Backend:
 
 
 def _status(error: Exception) -> int | None:
-    response: dict[str, Any] = getattr(error, "response", {})
+    response: dict[str, Any] = getattr(error, "response", None) or {}  # None where an answer broke off
     status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status
