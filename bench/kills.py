@@ -114,7 +114,7 @@ class Trials:
     def __init__(self, arguments: argparse.Namespace, shards: Path) -> None:
         self.work: Path = arguments.work
         self.settings = Settings(
-            catalog=CatalogSpec(labels="none"),
+            catalog=CatalogSpec(labels="none", in_job_up_to_mib=0),
             embed=EmbedSpec(rows_per_part=min(512, arguments.images // _PARTS), actors=_ACTORS, in_job_up_to=0),
         )
         self.next_node = 4

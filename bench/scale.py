@@ -27,9 +27,10 @@ from PIL import Image
 
 from bench.served import on_s3
 from bench.shards import PER_SHARD, make_shards
+from damage_atlas.contracts import Ledger, VersionRecord
 from damage_atlas.pipeline import run_pipeline
 from damage_atlas.spec import CatalogSpec, Settings, TrainSpec
-from damage_atlas.store import Run, Store, start_run
+from damage_atlas.store import Run, Store, publish_version, start_run
 from infra.local.ray_cluster import LocalRay
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +80,8 @@ def measure(demo: Path, work: Path, images: int, is_on_s3: bool) -> dict[str, An
                 make_shards(demo, shards, max(images // 100, PER_SHARD), first=images // PER_SHARD)
                 if served:
                     served.upload(shards)
-            found[name] = run_once(store, served.images if served else str(shards), name.replace(" ", "-"), ray)
+            found[name], run = run_once(store, served.images if served else str(shards), name.replace(" ", "-"), ray)
+            publish(run)
             print(f"{images:,} images, {name}: {json.dumps(found[name])}", flush=True)
     return found
 
@@ -97,7 +99,15 @@ def make_model(store: Store, folder: Path) -> None:
     list(run_pipeline(run))
 
 
-def run_once(store: Store, images: str, run_id: str, ray: LocalRay) -> dict[str, Any]:
+def publish(run: Run) -> None:
+    """Make the run the version on which the next one builds, as if its clusters had been found too."""
+    version = (run.spec.previous_version or 0) + 1
+    asked = {"archive": run.spec.archive, "run_id": run.spec.run_id, "run_key": run.key}
+    record = VersionRecord(version=version, **asked, artifacts={}, ledger=Ledger(), clusters=0, next_cluster_id=1)
+    publish_version(run.store, record)
+
+
+def run_once(store: Store, images: str, run_id: str, ray: LocalRay) -> tuple[dict[str, Any], Run]:
     """The stages of one run as jobs on ``ray``, watched."""
     settings = Settings(catalog=CatalogSpec(labels="none"))
     run = start_run(
@@ -119,7 +129,7 @@ def run_once(store: Store, images: str, run_id: str, ray: LocalRay) -> dict[str,
     result["seconds"] = round(sum(result["stages"][stage] for stage in STAGES), 1)
     result["peak_mib"] = watch.peak_mib
     result |= facts(run)
-    return result
+    return result, run
 
 
 def facts(run: Run) -> dict[str, Any]:

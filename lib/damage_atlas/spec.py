@@ -39,6 +39,7 @@ class CatalogSpec(Document):
     # Null, or how much a frame must differ from the last one taken (mean grey value, 0 to 1).
     video_scene_change: float | None = Field(None, gt=0, lt=1)
     files_per_part: int = Field(1024, ge=1)  # checked and kept together
+    in_job_up_to_mib: int = Field(256, ge=0)  # of files that a Ray job checks itself: done before workers have started
     retry_quarantined: bool = False  # look again at files that could not be used; else only when they change
     max_quarantined_share: float = Field(0.5, ge=0, le=1)
 

@@ -31,6 +31,7 @@ SETTINGS = with_overrides(
         "train.checkpoint_every=10",
         "embed.rows_per_part=16",
         "embed.batch_size=8",
+        "catalog.in_job_up_to_mib=0",
         "embed.in_job_up_to=0",
         "index.kind=ivf",
         "index.rows_per_part=16",
@@ -123,7 +124,9 @@ def test_two_workers_give_what_one_process_gives(one_process: Run, on_ray: tuple
 
 
 @WHEN_ASKED
-@pytest.mark.parametrize("overrides", [("train.workers=1", "embed.actors=1"), ("embed.in_job_up_to=9999",)])
+@pytest.mark.parametrize(
+    "overrides", [("train.workers=1", "embed.actors=1"), ("catalog.in_job_up_to_mib=9", "embed.in_job_up_to=9999")]
+)
 def test_one_worker_and_none_give_what_one_process_gives(
     one_process: Run, cluster: LocalRay, images: Path, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:

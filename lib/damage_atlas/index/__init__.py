@@ -41,7 +41,8 @@ def build_index(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         return sealed
     spec = run.spec.settings.index
     ids, vectors = read_vectors(run)
-    kind, reason = choose_kind(len(ids), spec)
+    previous = run.previous()
+    kind, reason = choose_kind(len(ids), spec, previous.artifact("index").facts["kind"] if previous else None)
     growth, origin = growth_from_previous(run, ids, kind)
     if growth is None:
         index = new_index(vectors, kind, spec)

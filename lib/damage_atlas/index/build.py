@@ -19,17 +19,25 @@ from damage_atlas.spec import IndexSpec
 
 # FAISS's own lower bound for k-means; fewer, and centroids follow single vectors.
 _MIN_PER_LIST = 39
+_STAYS_FLAT = 1.25  # times `index.flat_up_to`
 _TRAINED_PER_LIST = 64  # more did not raise recall at 1,000,000 vectors
 _HNSW_LINKS, _HNSW_BUILD_DEPTH, _HNSW_SEARCH_DEPTH = 32, 200, 128
 
 
-def choose_kind(vectors: int, spec: IndexSpec) -> tuple[str, str]:
-    """The kind of index for so many vectors, and the reason: ``flat``, ``ivf`` or ``hnsw``."""
+def choose_kind(vectors: int, spec: IndexSpec, before: str | None = None) -> tuple[str, str]:
+    """The kind of index for so many vectors, and the reason: ``flat``, ``ivf`` or ``hnsw``.
+
+    Args:
+        before: the kind of the previous version's index. One that is flat stays so for a while beyond the limit, or an
+            archive whose size goes up and down about it would build its lists anew time and again.
+    """
     if spec.kind == "ivf" and vectors < _MIN_PER_LIST:
         return "flat", f"{vectors} vectors are too few to train ivf on ({_MIN_PER_LIST} at least)"
     if spec.kind != "auto":
         return spec.kind, "as set"
     exact_up_to = max(spec.flat_up_to, _MIN_PER_LIST)
+    if before == "flat":
+        exact_up_to = int(_STAYS_FLAT * exact_up_to)
     return "flat" if vectors <= exact_up_to else "ivf", f"{vectors:,} vectors; exact search up to {exact_up_to:,}"
 
 

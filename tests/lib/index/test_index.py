@@ -57,6 +57,14 @@ def test_the_kind_follows_the_size_and_says_why(kind: str, vectors: int, wanted:
     assert found == wanted and why in reason
 
 
+@pytest.mark.parametrize(
+    ("vectors", "before", "wanted"),
+    [(250_000, "flat", "flat"), (250_001, "flat", "ivf"), (200_001, "ivf", "ivf"), (200_000, "ivf", "flat")],
+)
+def test_a_flat_index_stays_flat_for_a_quarter_more(vectors: int, before: str, wanted: str) -> None:
+    assert choose_kind(vectors, IndexSpec(), before)[0] == wanted
+
+
 @pytest.mark.parametrize(("vectors", "lists"), [(0, 1), (39, 1), (1_000, 25), (200_001, 1024), (1_000_000, 2048)])
 def test_lists_are_about_twice_the_root_and_never_thin(vectors: int, lists: int) -> None:
     assert list_count(vectors) == lists
