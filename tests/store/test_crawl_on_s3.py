@@ -23,7 +23,7 @@ def test_a_video_on_an_unsteady_server(
     film_crawl(real_data, tmp_path / "pipe-12", SECONDS)
     images = Store(f"s3://{unsteady_bucket}/images")
     for file in sorted((tmp_path / "pipe-12").iterdir()):
-        images.create(f"pipe-12/{file.name}", file.read_bytes())
+        images.create_same(f"pipe-12/{file.name}", file.read_bytes())
     store = Store(f"s3://{unsteady_bucket}/store")
     with ThreadPoolExecutor(1) as pool:
         checked = pool.submit(check_crawl, store, images.root, tmp_path, SECONDS)
