@@ -61,8 +61,8 @@ test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real 
 test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more of the workers (25 minutes)
 	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/store tests/ray tests/airflow
 
-test-compose: setup ## docker-compose.yml in a real engine, through a lost worker and restarts (needs Docker; half an hour)
-	DAMAGE_ATLAS_COMPOSE=1 $(BIN)/python -m pytest tests/compose
+test-compose: setup ## docker-compose.yml in a real engine, through losses, restarts and an upgrade (needs Docker; an hour)
+	DAMAGE_ATLAS_COMPOSE=1 $(BIN)/python -m pytest -s tests/compose
 
 test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environment without ray and torch (12 minutes)
 	test -x $(OLDEST)/bin/python || $(BIN)/uv venv --quiet --python $(PYTHON) $(OLDEST)

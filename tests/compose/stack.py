@@ -28,6 +28,7 @@ class ComposeStack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._files: set[str] = set()
         port = free_ports(1)[0]
         self.env = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
         self.env |= {"COMPOSE_PROJECT_NAME": PROJECT, "AIRFLOW_PORT": str(port)}
@@ -36,18 +37,21 @@ class ComposeStack:
         self.airflow = AirflowApi(f"http://127.0.0.1:{port}", logs="docker compose logs")
 
     def take_files(self, revision: str | None = None) -> None:
-        """Put the tracked files of this checkout into ``folder``, or those of another revision; ``.env`` stays."""
+        """Put the tracked files of this checkout into ``folder``, or those of another revision.
+
+        As git does it: a folder that stays is the same one, for containers have it mounted. What git does not track is
+        left alone.
+        """
+        tree = ["git", "ls-files"] if revision is None else ["git", "ls-tree", "-r", "--name-only", revision]
+        names = [name for name in _output(tree, REPOSITORY).splitlines() if revision or (REPOSITORY / name).is_file()]
+        for gone in self._files - set(names):
+            (self.folder / gone).unlink()
+        self._files = set(names)
+        self.folder.mkdir(exist_ok=True)
         if revision is None:
-            names = _output(["git", "ls-files"], REPOSITORY).splitlines()
-            contents = {name: REPOSITORY / name for name in names if (REPOSITORY / name).is_file()}
-        for path in self.folder.iterdir() if self.folder.exists() else ():
-            if path.name not in (".env", "var"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if revision is None:
-            for name, source in contents.items():
+            for name in names:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, self.folder / name)
+                shutil.copy2(REPOSITORY / name, self.folder / name)
         else:
             packed = subprocess.run(["git", "archive", revision], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
             subprocess.run(["tar", "-x"], cwd=self.folder, input=packed.stdout, check=True)
@@ -62,8 +66,15 @@ class ComposeStack:
         subprocess.run(["make", "down"], cwd=self.folder, env=self.env, check=True)
 
     def remove(self) -> None:
-        """Containers, network and volumes."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+        """Containers, network and volumes, also those of a run that was killed: its ``.env`` is gone."""
+        ours = f"label=com.docker.compose.project={PROJECT}"
+        for list_them, remove_them in (
+            (["ps", "-aq"], ["rm", "--force", "--volumes"]),
+            (["volume", "ls", "-q"], ["volume", "rm"]),
+            (["network", "ls", "-q"], ["network", "rm"]),
+        ):
+            if found := _output(["docker", *list_them, "--filter", ours], REPOSITORY, self.env).split():
+                _output(["docker", *remove_them, *found], REPOSITORY, self.env)
 
     def setting(self, name: str) -> str:
         """A value of ``.env``."""

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from infra.local.stack import REPOSITORY
 from tests.compose.stack import ComposeStack, until
 
 pytestmark = [
@@ -29,21 +30,22 @@ pytestmark = [
 DAG = "recluster_demo"
 STORE = "s3://damage-atlas"
 SIZE = 240  # images, and three large photos of a few hundred tiles each
-ITERATIONS = 60
+ITERATIONS = 150
+LONG_ITERATIONS = 500  # still in flight when new images have been built
 
-# Prints the first process of Ray's that works on this node, and ends; what waits for work is called ray::IDLE.
-WAIT_FOR_WORK = """
+# Ends when a rank of the training works on this node.
+WAIT_FOR_RANK = """
 import glob, time
-while True:
+give_up_at = time.monotonic() + 300
+while time.monotonic() < give_up_at:
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         try:
-            name = open(path).read().split("\\0")[0]
+            if "RayTrainWorker" in open(path).read():
+                raise SystemExit
         except OSError:
-            continue
-        if name.startswith("ray::") and "IDLE" not in name and "Stats" not in name and "Coordinator" not in name:
-            print(name)
-            raise SystemExit
-    time.sleep(0.1)
+            pass  # a process that has just ended
+    time.sleep(0.2)
+raise SystemExit("no rank of the training came to this node")
 """
 LIVE_JOBS = """
 import json, os, urllib.request
@@ -61,14 +63,14 @@ print(hashlib.sha256(body).hexdigest())
 
 
 def say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.__stderr__, flush=True)
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[ComposeStack]:
     """An empty stack; what its containers said is kept when the test fails."""
     stack = ComposeStack(tmp_path / "checkout")
-    stack.take_files()
+    stack.remove()
     demo = stack.folder / "var" / "images" / "demo"
     make = ["damage-atlas", "demo", "--images-only", "--out", str(demo), "--size", str(SIZE), "--deliveries", "2"]
     subprocess.run([str(Path(sys.executable).parent / make[0]), *make[1:]], check=True)
@@ -98,9 +100,9 @@ def finish(stack: ComposeStack, dag: str, run_id: str, timeout_s: float = 1500) 
         pytest.fail("\n".join(stack.airflow.task_log(dag, run_id, task, tasks[task][1])[-5000:] for task in failed))
 
 
-def wait_for_stage(stack: ComposeStack, run_id: str, stage: str) -> None:
+def wait_for_stage(stack: ComposeStack, dag: str, run_id: str, stage: str) -> None:
     """Until the stage's task has let go of its Ray job and waits for it."""
-    until(lambda: stack.airflow.task_states(DAG, run_id).get(stage) == "deferred", f"{stage} to run on Ray", 600)
+    until(lambda: stack.airflow.task_states(dag, run_id).get(stage) == "deferred", f"{stage} to run on Ray", 600)
 
 
 def healthy(stack: ComposeStack, *services: str, timeout_s: float = 420) -> None:
@@ -108,10 +110,18 @@ def healthy(stack: ComposeStack, *services: str, timeout_s: float = 420) -> None
         until(lambda service=service: stack.health(service) == "healthy", f"{service} to be healthy", timeout_s)
 
 
-def train(stack: ComposeStack) -> list[str]:
-    """A model; returns the names of the archive's deliveries."""
+def start_training(stack: ComposeStack, iterations: int = ITERATIONS) -> str:
+    """A training run that has begun to learn, one rank of it on the Ray worker."""
     stack.airflow.wait_for_dags({"train_model", DAG}, timeout_s=180)
-    finish(stack, "train_model", start(stack, "train_model", {"archive": "demo", "iterations": ITERATIONS}))
+    run_id = start(stack, "train_model", {"archive": "demo", "iterations": iterations})
+    wait_for_stage(stack, "train_model", run_id, "train")
+    stack.python("ray-worker", WAIT_FOR_RANK)
+    said = f" of {iterations} iterations"
+    until(lambda: said in stack.airflow.task_log("train_model", run_id, "train"), "the first iterations", 300)
+    return run_id
+
+
+def deliveries(stack: ComposeStack) -> list[str]:
     archive = stack.folder / "var" / "images" / "demo" / "images" / "archive"
     return sorted(path.name for path in archive.iterdir() if path.is_dir())
 
@@ -150,21 +160,24 @@ def check_well(stack: ComposeStack) -> None:
 
 
 def test_a_lost_worker_and_restarts_of_everything_cost_no_version(stack: ComposeStack) -> None:
+    first, second = deliveries(stack)
     say("make up")
+    stack.take_files()
     stack.up()
-    first, second = train(stack)  # the archive's own DAG is still paused, so the new model does not start it
 
-    one = start(stack, DAG, {"delivery": first})
-    wait_for_stage(stack, one, "embed")
-    say(f"the Ray worker is lost while it runs {stack.python('ray-worker', WAIT_FOR_WORK).strip()}")
+    training = start_training(stack)
+    say("the Ray worker is lost, with a rank of the training on it")
     stack.kill("ray-worker")
-    finish(stack, DAG, one)
+    finish(stack, "train_model", training)
     assert stack.health("ray-worker") == "exited"
     stack.compose("up", "-d", "ray-worker")
     healthy(stack, "ray-worker")
 
+    # The archive's own DAG was paused, so the new model has not started it.
+    one = start(stack, DAG, {"delivery": first})
+    finish(stack, DAG, one)
     two = start(stack, DAG, {"delivery": second})
-    wait_for_stage(stack, two, "embed")
+    wait_for_stage(stack, DAG, two, "catalog")
     for service in stack.services:
         say(f"restarting {service}")
         stack.compose("restart", service)
@@ -178,3 +191,40 @@ def test_a_lost_worker_and_restarts_of_everything_cost_no_version(stack: Compose
     stack.up()
     check_published(stack, [one, two])
     check_well(stack)
+
+
+def test_an_upgrade_with_a_job_in_flight_loses_nothing(stack: ComposeStack) -> None:
+    first, second = deliveries(stack)
+    before = earlier_code()
+    say(f"make up at {before}")
+    stack.take_files(before)
+    stack.up()
+    old = {service: stack.container(service) for service in stack.services}
+
+    training = start_training(stack, LONG_ITERATIONS)
+    say("make up at this checkout, while it trains")
+    stack.take_files()
+    stack.up()
+    renewed = sorted(service for service, container in old.items() if stack.container(service) != container)
+    say(f"new containers: {', '.join(renewed)}")
+    assert {"ray-head", "ray-worker", "airflow-scheduler", "airflow-triggerer"} <= set(renewed)
+    assert stack.airflow.run_state("train_model", training) == "running", "it was to be in flight"
+    finish(stack, "train_model", training)
+    runs = []
+    for delivery in (first, second):
+        runs.append(start(stack, DAG, {"delivery": delivery}))
+        finish(stack, DAG, runs[-1])
+    check_published(stack, runs)
+    check_well(stack)
+
+
+def earlier_code() -> str:
+    """The revision to upgrade from: the one before the newest commit that the images show."""
+    if given := os.environ.get("UPGRADE_FROM"):
+        return given
+    git = ["git", "-C", str(REPOSITORY), "log", "-1"]
+    newest = ["--format=%H", "--", "lib/damage_atlas", "workers"]
+    changed = subprocess.run([*git, *newest], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [*git, "--format=%h", f"{changed}^"], capture_output=True, text=True, check=True
+    ).stdout.strip()
