@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 OLDEST := var/airflow-oldest
 OLDEST_AIRFLOW := --exclude-newer 2025-09-15 apache-airflow==3.0.6 httpx wtforms pytest pytest-timeout
 
-.PHONY: help setup lock demo airflow check test test-lib test-line test-bridge-oldest bench bench-train bench-dags bench-cluster up down clean
+.PHONY: help setup lock demo airflow check test test-lib test-line test-compose test-bridge-oldest bench bench-train bench-dags bench-cluster up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real 
 
 test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more of the workers (25 minutes)
 	DAMAGE_ATLAS_LINE=1 $(BIN)/python -m pytest tests/store tests/ray tests/airflow
+
+test-compose: setup ## docker-compose.yml in a real engine, through losses, restarts and an upgrade (needs Docker; an hour)
+	DAMAGE_ATLAS_COMPOSE=1 $(BIN)/python -m pytest -s tests/compose
 
 test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environment without ray and torch (12 minutes)
 	test -x $(OLDEST)/bin/python || $(BIN)/uv venv --quiet --python $(PYTHON) $(OLDEST)

@@ -129,7 +129,9 @@ def test_make_runs_every_test() -> None:
     recipe = read("Makefile").partition("\ntest: ")[2].partition("\n\n")[0]
     folders = {"/".join(file.split("/")[:2]) for file in python_files("tests") if PurePosixPath(file).match("test_*")}
     named = set(re.findall(r"tests/\w+", recipe))
-    assert not named or folders - named == set(), "folders of tests that `make test` leaves out"
+    alone = {"tests/compose"}  # needs Docker, which a developer's machine may lack: `make test-compose`
+    assert all(folder in read("Makefile") for folder in alone)
+    assert not named or folders - named - alone == set(), "folders of tests that `make test` leaves out"
 
 
 @pytest.mark.parametrize("file", [file for file in files() if not file.endswith(BINARY)])
