@@ -12,7 +12,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +104,12 @@ class LocalRay(LocalService):
         token_file = self.family.root / "token"
         token_file.touch(mode=0o600)
         token_file.write_text(self._token)
-        for remaining in reversed(range(TRIES)):
-            try:
-                self._start_nodes()
-                return
-            except NotReadyInTime:
-                raise
-            except LocalServiceError:
-                # Ray gives its own processes 30 s to find each other, which busy cores do not always manage.
-                if remaining == 0:
-                    raise
-                self.family.stop_all()
-                self.family.claim()
+
+        def clear_away() -> None:
+            self.family.stop_all()
+            self.family.claim()
+
+        _try(self._start_nodes, before_again=clear_away)
 
     def _start_nodes(self) -> None:
         # Ray's socket names must stay below 108 characters, so its session cannot lie under a long root.
@@ -150,17 +144,14 @@ class LocalRay(LocalService):
             LocalServiceError: it does not come up.
         """
         before = self._alive()
-        for remaining in reversed(range(TRIES)):
+
+        def begin() -> None:
             self.start_worker(number)
-            try:
-                for _ in wait_until(f"Ray node {number}", self.timeout_s, self.family, poll_s=0.5):
-                    if self._alive() - before:
-                        return
-            except NotReadyInTime:
-                raise
-            except LocalServiceError:
-                if remaining == 0:
-                    raise
+            for _ in wait_until(f"Ray node {number}", self.timeout_s, self.family, poll_s=0.5):
+                if self._alive() - before:
+                    return
+
+        _try(begin)
 
     def alive_nodes(self) -> int:
         """How many nodes the head believes alive; 0 when it does not answer."""
@@ -218,3 +209,17 @@ class LocalRay(LocalService):
                 return dict(json.load(response))
         except (OSError, ValueError):
             return None
+
+
+def _try(start: Callable[[], None], before_again: Callable[[], None] = lambda: None) -> None:
+    """Ray gives its own processes 30 s to find each other, which busy cores do not always manage."""
+    for remaining in reversed(range(TRIES)):
+        try:
+            start()
+            return
+        except NotReadyInTime:
+            raise
+        except LocalServiceError:
+            if remaining == 0:
+                raise
+            before_again()
