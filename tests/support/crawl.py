@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from damage_atlas.pipeline import run_pipeline, summarize
 from damage_atlas.query import search
@@ -24,9 +24,11 @@ RATE, SIZE = 5, (320, 240)
 def film_crawl(real_data: Path, asset: Path, seconds: int) -> None:
     """A crawl and its side-car, half a metre a second."""
     pictures = sorted((real_data / "sewer-pipe").rglob("*.jpg"))
-    assert len(pictures) >= 60
+    assert 3 * len(pictures) >= seconds
     asset.mkdir(parents=True)
-    _encode(asset / "crawl.mp4", itertools.islice(itertools.cycle(pictures), seconds))
+    # Longer than there are pictures: the next time round they are mirrored, then upside down, so that none comes twice.
+    seen = itertools.product((ImageOps.exif_transpose, ImageOps.mirror, ImageOps.flip), pictures)
+    _encode(asset / "crawl.mp4", (turn(Image.open(file)) for turn, file in itertools.islice(seen, seconds)))
     (asset / "crawl.csv").write_text(f"time_s,position_m\n0,0\n{seconds},{seconds / 2}\n")
 
 
@@ -57,15 +59,15 @@ def check_crawl(store: Store, images: str, tmp_path: Path, seconds: int) -> None
     assert found["uri"].endswith("/pipe-12/crawl.mp4#t=42") and found["frame_time_s"] == 42
 
 
-def _encode(path: Path, frames: Iterable[Path]) -> None:
+def _encode(path: Path, pictures: Iterable[Image.Image]) -> None:
     """Each frame for one second, as H.264."""
     with av.open(str(path), "w") as container:
         container.metadata["creation_time"] = "2026-03-01T09:00:00Z"
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height = SIZE
         stream.pix_fmt = "yuv420p"
-        for second, file in enumerate(frames):
-            pixels = np.asarray(Image.open(file).convert("RGB").resize(SIZE))
+        for second, picture in enumerate(pictures):
+            pixels = np.asarray(picture.convert("RGB").resize(SIZE))
             for part in range(RATE):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = second * RATE + part, Fraction(1, RATE)
