@@ -123,11 +123,14 @@ class LocalRay(LocalService):
         for _ in wait_until("Ray's head", self.timeout_s, self.family):
             with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self._gcs_port), timeout=1):
                 break
-        for number in range(2, self.nodes + 1):
-            self.start_worker(number)
-        for _ in wait_until(f"A Ray cluster of {self.nodes} nodes", self.timeout_s, self.family, poll_s=0.5):
-            if self.alive_nodes() >= self.nodes:
+        if self.nodes > 1:
+            self.start_worker(2)
+        for _ in wait_until(f"A Ray cluster of {min(self.nodes, 2)} nodes", self.timeout_s, self.family, poll_s=0.5):
+            if self.alive_nodes() >= min(self.nodes, 2):
                 break
+        # One after the other: all at once, none of them is up within the time that Ray gives it on two cores.
+        for number in range(3, self.nodes + 1):
+            self.bring_up_worker(number)
 
     def start_worker(self, number: int) -> None:
         """Starts worker node ``number`` (2 or more) without waiting for it."""
