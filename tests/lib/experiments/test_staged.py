@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from damage_atlas.contracts import REFERENCE, ModelCard
 from damage_atlas.experiments.alerts import summary
-from damage_atlas.experiments.deliveries import _events, _kept, _movement, places
+from damage_atlas.experiments.deliveries import _movement, kept, lineage, places
 from damage_atlas.experiments.staged import StagedArchive
 from damage_atlas.spec import ClusterSpec, Settings
 from damage_atlas.store import Store
@@ -46,12 +46,12 @@ def test_versions_follow_each_other_and_keep_their_ids(tmp_path: Path) -> None:
     assert second.spec.previous_version == 1
     before, now = places(first), places(second)
     assert len(before) == 120 and len(now) == 130
-    clustered, everything = _kept(before, now)
+    clustered, everything = kept(before, now)
     assert clustered > 0.95 and everything > 0.9
     kind_of = dict(zip(ids, kinds.tolist(), strict=True))
     of_cluster = {(cluster, kind_of[i]) for i, cluster in now.items() if cluster is not None}
     assert len({cluster for cluster, _ in of_cluster}) == len(of_cluster), "each cluster holds one kind"
-    assert "kept" in _events(second) and 0 <= _movement(first, second) < 0.5
+    assert "kept" in lineage(second) and 0 <= _movement(first, second) < 0.5
     again = staged.cluster("two", ids, vectors, settings)
     assert again.artifact("cluster") == second.artifact("cluster"), "what is there is taken"
 
@@ -59,7 +59,7 @@ def test_versions_follow_each_other_and_keep_their_ids(tmp_path: Path) -> None:
 def test_kept_counts_pairs() -> None:
     before = {"a": 1, "b": 1, "c": 2, "d": None, "gone": 1}
     now = {"a": 1, "b": 3, "c": None, "d": None, "new": 1}
-    assert _kept(before, now) == (0.5, 0.5)
+    assert kept(before, now) == (0.5, 0.5)
 
 
 def test_the_table_of_alerts_counts_alerts_about_the_group() -> None:
