@@ -58,8 +58,11 @@ def test_the_others_follow_their_neighbours() -> None:
     layout, _, found = map_and_cluster(vectors, mapped, SPEC, None)
     assert (found.positions_N2[mapped] == layout.positions_N2).all()
     _, _, full = map_and_cluster(vectors, np.arange(5000), ALL, None)
-    clustered = (full.labels_N >= 0) | (found.labels_N >= 0)
-    assert adjusted_rand_score(full.labels_N[clustered], found.labels_N[clustered]) > 0.9
+    # The maps of two processors differ, so the bounds are those of several seeds, with room: agreement where both
+    # find a cluster was 0.96 and more, the share of those rows 0.95 and more.
+    both, either = (op(full.labels_N >= 0, found.labels_N >= 0) for op in (np.logical_and, np.logical_or))
+    assert adjusted_rand_score(full.labels_N[both], found.labels_N[both]) > 0.9
+    assert both.sum() > 0.9 * either.sum()
     assert adjusted_rand_score(group, found.labels_N) > 0.9 and 0 < found.disagreement < 0.1
     rare = found.labels_N[group == 7]
     assert len(set(rare)) == 1 and rare[0] >= 0 and (found.labels_N == rare[0]).sum() < 20
