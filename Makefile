@@ -11,7 +11,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 OLDEST := var/airflow-oldest
 OLDEST_AIRFLOW := --exclude-newer 2025-09-15 apache-airflow==3.0.6 httpx wtforms pytest pytest-timeout
 
-.PHONY: help setup lock demo airflow check test test-lib test-line test-compose test-bridge-oldest bench bench-train bench-dags bench-cluster up down clean
+# In an environment of its own: what it needs makes jsonschema, and with it every start of Ray, seconds slower.
+SBOM := $(BIN)/uv tool run --quiet --python $(PYTHON) --from cyclonedx-bom==7.5.0 cyclonedx-py
+
+.PHONY: help setup lock demo airflow check test test-lib test-line test-compose test-bridge-oldest bench bench-train bench-dags bench-cluster trials up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -21,7 +24,8 @@ setup: .venv/ready ## the environment in .venv, every version locked (about 2 mi
 .venv/ready: requirements.lock pyproject.toml lib/airflow_ray_jobs/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	# Compiled, as pip does it: Ray and Airflow start dozens of processes, and not everywhere may the first one compile.
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable lib/airflow_ray_jobs
 	touch $@
 
@@ -47,7 +51,7 @@ check: setup ## format, lint, types, import rules, compose file, Dockerfiles, bi
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint --config infra/images/hadolint.yaml infra/images/*.Dockerfile
 	@mkdir -p var
-	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate -o var/sbom.json
+	$(SBOM) environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate -o var/sbom.json
 
 test-lib: setup ## the library's tests alone: no Ray, Airflow or server
 	$(BIN)/python -m pytest tests/lib tests/architecture
@@ -78,6 +82,10 @@ bench-train: setup ## a training step against the plain recipe and against expli
 
 bench-dags: setup ## how long Airflow takes for the DAG files
 	$(BIN)/python -m bench.dags
+
+trials: setup ## runs of the DAG struck in ten ways at random moments; goes on where it was (2 minutes each; needs PostgreSQL)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r infra/images/database-drivers.txt
+	$(BIN)/python -m bench.trials --work var/trials --each 3
 
 bench-cluster: setup ## t-SNE, DBSCAN and the cluster stage against their peers, and how they grow
 	$(BIN)/python -m bench cluster

@@ -20,10 +20,12 @@ LICENCE_UNSAID = {"ray", "protobuf"}
 @pytest.fixture(scope="module")
 def bill(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By the command of the Makefile."""
-    recipe = next(line for line in read("Makefile").splitlines() if "cyclonedx-py" in line)
+    lines = read("Makefile").splitlines()
+    recipe = next(line for line in lines if "$(SBOM)" in line)
+    tool = next(line for line in lines if line.startswith("SBOM :="))
     file = tmp_path_factory.mktemp("bill") / "sbom.json"
-    bin_ = Path(sys.executable).parent
-    command = recipe.strip().replace("$(BIN)", str(bin_)).replace("var/sbom.json", str(file))
+    command = recipe.strip().replace("$(SBOM)", tool.partition(":=")[2].strip()).replace("var/sbom.json", str(file))
+    command = command.replace("$(BIN)", str(Path(sys.executable).parent)).replace("$(PYTHON)", sys.executable)
     subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True, timeout=60)
     document: dict[str, Any] = json.loads(file.read_text())
     return document
