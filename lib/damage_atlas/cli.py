@@ -185,13 +185,12 @@ def demo(
         logging.getLogger("damage_atlas").info("images: %s is there already, its settings stay", out / "images")
     else:
         with Progress("images", "images", size) as progress:
-            make_demo(
-                out,
-                size=size,
-                deliveries=deliveries,
-                seed=seed,
-                on_progress=lambda done, _: progress.add(done - progress.done),
-            )
+
+            def show(done: int, total: int) -> None:
+                progress.total = total  # with the large photos
+                progress.add(done - progress.done)
+
+            make_demo(out, size=size, deliveries=deliveries, seed=seed, on_progress=show)
     names = tuple(sorted(folder.name for folder in archive.iterdir() if folder.is_dir()))
     if images_only:
         _print({"images": str(out / "images"), "deliveries": names}, as_json, f"demo images lie in {out / 'images'}")

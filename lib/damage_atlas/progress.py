@@ -85,7 +85,7 @@ class Progress:
     def _redraw(self, note: str = "") -> None:
         assert self._bar is not None
         text = f"{self.unit}, {self.bad} bad" if self.bad else self.unit
-        self._bar.update(self._task, completed=self.done, note=f"{text} {note}".strip())
+        self._bar.update(self._task, completed=self.done, total=self.total, note=f"{text} {note}".strip())
 
     def __str__(self) -> str:
         rate = self.rate
