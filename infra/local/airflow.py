@@ -1,14 +1,17 @@
-"""An embedded Airflow on this machine: SQLite, LocalExecutor, four separate processes. Subprocesses only."""
+"""An embedded Airflow on this machine: SQLite or a given database, LocalExecutor, four processes. Subprocesses only."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 from infra.local.airflow_api import USER, AirflowApi
 from infra.local.processes import LocalService, ProcessFamily, free_ports, uninterrupted, wait_until
@@ -22,6 +25,7 @@ class LocalAirflow(AirflowApi, LocalService):
 
     ``root`` keeps the database, the secrets and the logs, so that the next start continues with the same runs.
     ``env`` is added to the environment of all components (``PYTHONPATH``, ``AIRFLOW_CONN_…``).
+    ``database`` is an address for SQLAlchemy; by default a file of SQLite's below ``root``.
     Raises :class:`infra.local.processes.LocalServiceError` when it is not up within ``timeout_s``, or when the
     REST API rejects a call.
     """
@@ -34,8 +38,10 @@ class LocalAirflow(AirflowApi, LocalService):
         env: Mapping[str, str] | None = None,
         port: int | None = None,
         timeout_s: float = 240,
+        database: str | None = None,
     ) -> None:
         self.family = ProcessFamily(root)
+        self._database = database or f"sqlite:///{self.family.root / 'airflow.db'}"
         self.dags_folder = dags_folder.resolve()
         self.plugins_folder = (plugins_folder or self.family.root / "plugins").resolve()
         self.timeout_s = timeout_s
@@ -70,6 +76,21 @@ class LocalAirflow(AirflowApi, LocalService):
     def kill_component(self, component: str) -> None:
         """Kills one component at once, as a crash would (for trials)."""
         self.family.stop(component, hard=True)
+
+    def task_processes(self) -> list[psutil.Process]:
+        """The executor's processes that run a task now, and what is below them: Airflow's workers.
+
+        Not the idle ones: one of them holds the lock of their common queue, and CPython never frees the lock of a
+        process that was killed. After such a kill the scheduler itself must be started again.
+        """
+        busy: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self.family.pid("scheduler")).children():
+                with contextlib.suppress(psutil.Error):
+                    title = " ".join(process.cmdline())
+                    if "LocalExecutor: " in title and "<idle>" not in title:
+                        busy += [process, *process.children(recursive=True)]
+        return busy
 
     def stop(self) -> None:
         """Stops all components and the tasks they run."""
@@ -131,7 +152,7 @@ class LocalAirflow(AirflowApi, LocalService):
             "API__WORKERS": "1",
             "API__SECRET_KEY": self._secrets["secret_key"],
             "API_AUTH__JWT_SECRET": self._secrets["jwt_secret"],
-            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{root / 'airflow.db'}",
+            "DATABASE__SQL_ALCHEMY_CONN": self._database,
             "LOGGING__BASE_LOG_FOLDER": str(self.family.log_dir / "tasks"),
             # Short tasks on few cores: look often, parse seldom and with one process.
             "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",

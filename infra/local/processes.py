@@ -92,6 +92,10 @@ class ProcessFamily:
         if code != 0:
             raise LocalServiceError(f"{name} ended with exit code {code}. {self.tail(name)}")
 
+    def names(self) -> list[str]:
+        """What the children are called, in the order of their start."""
+        return list(self._children)
+
     def pid(self, name: str) -> int:
         """Process id of the child called ``name``."""
         return self._children[name].pid

@@ -7,9 +7,9 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -37,8 +37,8 @@ class LocalRay(LocalService):
     ``env`` is added to the environment of the nodes, hence of every job (``PYTHONPATH``, AWS variables).
     ``python`` is the interpreter that has ray, this one by default. Ray looks for a job's programs on the ``PATH`` of
     its nodes: the folder of that Python comes first.
-    The ports are chosen at the start. Raises :class:`infra.local.processes.LocalServiceError` when the nodes are
-    not up within ``timeout_s``.
+    The ports are chosen when it is made, and stay. Raises :class:`infra.local.processes.LocalServiceError` when the
+    nodes are not up within ``timeout_s``.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LocalRay(LocalService):
         self.timeout_s = timeout_s
         self._extra_env = dict(env or {})
         self._token = secrets.token_hex(32)
-        self._gcs_port = self.port = 0
+        self._gcs_port, self.port, self._client_port = free_ports(3)
         self._temp_dir: Path | None = None
 
     @property
@@ -108,29 +108,48 @@ class LocalRay(LocalService):
         def clear_away() -> None:
             self.family.stop_all()
             self.family.claim()
+            self._gcs_port, self.port, self._client_port = free_ports(3)
 
-        _try(self._start_nodes, before_again=clear_away)
+        self._start_nodes(clear_away)
 
-    def _start_nodes(self) -> None:
+    def restart(self, away_s: float) -> None:
+        """Kills the head and with it every node, as a machine that crashes would; all are back ``away_s`` later.
+
+        Ray forgets its jobs. Addresses and token stay.
+        """
+        self._kill_all()
+        time.sleep(away_s)
+        self._start_nodes(self._kill_all)
+
+    def _kill_all(self) -> None:
+        for name in self.family.names():
+            self.family.stop(name, hard=True)
+
+    def _start_nodes(self, clear_away: Callable[[], None]) -> None:
         # Ray's socket names must stay below 108 characters, so its session cannot lie under a long root.
         self._temp_dir = self._temp_dir or Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-        self._gcs_port, self.port, client_port = free_ports(3)
-        self._start_node("ray-head", ["--head", f"--port={self._gcs_port}", f"--dashboard-port={self.port}",
-                                      "--include-dashboard=true", f"--dashboard-host={LOOPBACK}",
-                                      f"--ray-client-server-port={client_port}",
-                                      f"--temp-dir={self._temp_dir}"])  # fmt: skip
-        # The other nodes need the head's control store only; its dashboard takes much longer.
-        for _ in wait_until("Ray's head", self.timeout_s, self.family):
-            with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self._gcs_port), timeout=1):
-                break
+        _try(self._start_head, clear_away)
         if self.nodes > 1:
-            self.start_worker(2)
-        for _ in wait_until(f"A Ray cluster of {min(self.nodes, 2)} nodes", self.timeout_s, self.family, poll_s=0.5):
-            if self.alive_nodes() >= min(self.nodes, 2):
+            self._bring_up(2, lambda: self.alive_nodes() > 1)
+        for _ in wait_until("Ray's dashboard", self.timeout_s, self.family, poll_s=0.5):
+            if self.alive_nodes() > 0:
                 break
         # One after the other: all at once, none of them is up within the time that Ray gives it on two cores.
         for number in range(3, self.nodes + 1):
             self.bring_up_worker(number)
+
+    def _start_head(self) -> None:
+        """Returns when the head is there for other nodes; its dashboard takes much longer."""
+        log = self.family.log_path("ray-head")
+        earlier = log.stat().st_size if log.exists() else 0
+        self._start_node("ray-head", ["--head", f"--port={self._gcs_port}", f"--dashboard-port={self.port}",
+                                      "--include-dashboard=true", f"--dashboard-host={LOOPBACK}",
+                                      f"--ray-client-server-port={self._client_port}",
+                                      f"--temp-dir={self._temp_dir}"])  # fmt: skip
+        for _ in wait_until("Ray's head", self.timeout_s, self.family):
+            # Not its port: a node gives the head 30 s between that and its own registration.
+            if b"Ray runtime started" in log.read_bytes()[earlier:]:
+                return
 
     def start_worker(self, number: int) -> None:
         """Starts worker node ``number`` (2 or more) without waiting for it."""
@@ -147,11 +166,13 @@ class LocalRay(LocalService):
             LocalServiceError: it does not come up.
         """
         before = self._alive()
+        self._bring_up(number, lambda: bool(self._alive() - before))
 
+    def _bring_up(self, number: int, is_there: Callable[[], bool]) -> None:
         def begin() -> None:
             self.start_worker(number)
             for _ in wait_until(f"Ray node {number}", self.timeout_s, self.family, poll_s=0.5):
-                if self._alive() - before:
+                if is_there():
                     return
 
         _try(begin)

@@ -31,8 +31,11 @@ def local_stack(
     port: int | None = None,
     env: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    nodes: int = 2,
+    dags: Path = REPOSITORY / "dags",
+    database: str | None = None,
 ) -> Iterator[LocalStack]:
-    """Start a two-node Ray and an Airflow with the project's DAGs; stop both at the end, whatever happens.
+    """Start a Ray and an Airflow, by default with the project's DAGs; stop both at the end, whatever happens.
 
     Args:
         root: where databases, secrets and logs go.
@@ -41,6 +44,9 @@ def local_stack(
         archives: folder of archive files; ``infra/archives`` by default.
         env: further variables for both sides (AWS_…).
         say: told when each is up.
+        nodes: of Ray, the head among them.
+        dags: folder of DAG files.
+        database: of Airflow, as an address for SQLAlchemy; by default a file of SQLite's below ``root``.
     """
     shared = {
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "lib")]),
@@ -50,15 +56,16 @@ def local_stack(
         **(env or {}),
     }
     # One CPU a node: every further one is a process that Ray starts ahead of work, and a laptop has few cores.
-    with LocalRay(root / "ray", nodes=2, cpus_per_node=1, env=shared) as ray:
-        say("Ray is up: a head and a second node")
+    with LocalRay(root / "ray", nodes=nodes, cpus_per_node=1, env=shared) as ray:
+        say(f"Ray is up: a head and {nodes - 1} further node{'s' if nodes != 2 else ''}")
         plugins = REPOSITORY / "infra" / "airflow" / "plugins"
         with LocalAirflow(
             root / "airflow",
-            REPOSITORY / "dags",
+            dags,
             plugins if plugins.is_dir() else None,
             env={**shared, **ray.airflow_env},
             port=port,
+            database=database,
         ) as airflow:
             say("Airflow is up")
             yield LocalStack(ray, airflow)

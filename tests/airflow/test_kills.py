@@ -117,7 +117,7 @@ def runs(stack: LocalStack, store: Store) -> dict[str, str]:
     published = airflow.trigger("recluster_steel")
     state = lambda task: airflow.task_states("recluster_steel", published).get(task)  # noqa: E731
     until(lambda: state("catalog") == "running", "catalog to run")
-    worker = until(lambda: task_processes(stack), "the process of the task")
+    worker = until(airflow.task_processes, "the process of the task")
     for process in worker:
         process.kill()
 
@@ -128,24 +128,6 @@ def runs(stack: LocalStack, store: Store) -> dict[str, str]:
     airflow.start_component("triggerer")
     finish(airflow, "recluster_steel", published, timeout_s=1200)
     return {"train_model": trained, "recluster_steel": published}
-
-
-def task_processes(stack: LocalStack) -> list[psutil.Process]:
-    """The executor's process that runs a task now, and the task's own below it.
-
-    Not the idle ones: one of them holds the lock of their common queue, and CPython never frees the lock of a process
-    that was killed. After such a kill the scheduler itself must be started again.
-    """
-    scheduler = psutil.Process(stack.airflow.family.pid("scheduler"))
-    busy = []
-    for process in scheduler.children():
-        try:
-            title = " ".join(process.cmdline())
-            if "LocalExecutor: " in title and "<idle>" not in title:
-                busy += [process, *process.children(recursive=True)]
-        except psutil.Error:
-            continue
-    return busy
 
 
 def test_the_tables_are_those_of_an_undisturbed_process(

@@ -12,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from airflow_ray_jobs.client import JobRequest, RayJobsClient
+from infra.local.postgres import DATABASE, LOOPBACK, USER, LocalPostgres, programs
 from infra.local.processes import LocalServiceError, ProcessFamily
-from tests.airflow_ray_jobs.conftest import REPOSITORY
+from infra.local.ray_cluster import LocalRay
+from tests.airflow_ray_jobs.conftest import REPOSITORY, wait_for
 
 # A child with a child in a session of its own, which ignores SIGTERM: what Ray's and Airflow's workers do at worst.
 STUBBORN = """
@@ -100,3 +103,33 @@ def test_a_dead_child_is_reported_with_its_log(tmp_path: Path) -> None:
     family = ProcessFamily(tmp_path / "root")
     with pytest.raises(LocalServiceError, match=r"broken ended with exit code 3.*broken\.log.*\n.*no disk"):
         family.run("broken", [sys.executable, "-c", "print('no disk'); raise SystemExit(3)"], {}, timeout_s=30)
+
+
+def test_a_postgres_that_knows_its_user_alone_and_leaves_nothing(tmp_path: Path) -> None:
+    try:
+        psql = programs() / "psql"
+    except LocalServiceError:
+        pytest.skip("PostgreSQL is not installed here")
+    ask = [str(psql), "-h", LOOPBACK, "-U", USER, "-d", DATABASE, "-tAc", "select 6 * 7", "-p"]
+    with LocalPostgres(tmp_path) as postgres:
+        password = postgres.url.partition(f"{USER}:")[2].partition("@")[0]
+        for given, output, code in ((password, "42\n", 0), ("another", "", 2)):
+            env = {**os.environ, "PGPASSWORD": given}
+            done = subprocess.run([*ask, str(postgres.port)], env=env, capture_output=True, text=True, check=False)
+            assert (done.stdout, done.returncode) == (output, code), done.stderr
+        data = postgres.data
+        server = postgres.family.pid("postgres")
+        assert data.is_dir()
+    assert not data.exists() and not psutil.pid_exists(server)
+
+
+def test_a_ray_that_crashed_is_back_at_its_address_and_has_forgotten(
+    local_ray: LocalRay, client: RayJobsClient
+) -> None:
+    client.submit(JobRequest("before", "sleep 600", {}, {}))
+    wait_for(client, "before", "RUNNING")
+    local_ray.restart(away_s=0)
+    assert client.job("before") is None and local_ray.alive_nodes() == 2
+    client.submit(JobRequest("after", "echo there", {}, {}))
+    assert wait_for(client, "after").status == "SUCCEEDED"
+    assert not [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == ["sleep", "600"]]
