@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from damage_atlas.errors import InputError
 from damage_atlas.network import EmbeddingNet, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
-from damage_atlas.train.augment import augment_as
+from damage_atlas.train.augment import augment_on
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.losses import MNPairLoss, instance_loss
@@ -269,10 +269,10 @@ class Trainer:
             first = shard * self.shard_size
             pictures = self.pixels[self.rows[batch[first : first + self.shard_size]]]
             views = [
-                augment_as(self.spec, shown, iteration=iteration, first_position=first, view=view)
+                augment_on(self.device, self.spec, shown, iteration=iteration, first_position=first, view=view)
                 for view, shown in enumerate((pictures, pictures[: self.second_views]))
             ]
-            inputs.append(torch.from_numpy(np.concatenate(views)))
+            inputs.append(torch.cat(views))
         return inputs
 
     def _forward(self, pixels: Tensor) -> Tensor:
