@@ -67,6 +67,8 @@ class TrainSpec(Document):
     hard_classes: bool = False  # tuples take their negatives from the nearest classes; else they draw them
     instance_weight: float = Field(0.0, ge=0)  # NT-Xent between two views of an image: keeps finer forms apart
     instance_images: int = Field(64, ge=1)  # how many of a batch are shown a second time for it
+    mixup: float = Field(0.0, ge=0)  # weight of the loss of mixed pairs, Venkataramanan et al. 2022
+    mixup_alpha: float = Field(2.0, gt=0)  # of Beta(alpha, alpha), how much of a mix is the positive
     iterations: int = Field(2000, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
@@ -150,6 +152,14 @@ class TrainSpec(Document):
                 raise ValueError("m and n have no say in supcon over balanced batches: leave them out")
             if self.loss == "n_pair" and self.m is not None:
                 raise ValueError("n_pair over balanced batches takes every positive for itself: leave m out")
+        return self
+
+    @model_validator(mode="after")
+    def _mixup_has_pairs(self) -> TrainSpec:
+        if self.mixup and self.loss != "mn_pair":
+            raise ValueError(f"mixup is defined for the loss mn_pair, not for {self.loss}: leave one of the two out")
+        if self.mixup and self.sampler != "balanced":
+            raise ValueError("mixup needs more pairs of an anchor than a tuple has: set sampler to balanced")
         return self
 
     @model_validator(mode="after")

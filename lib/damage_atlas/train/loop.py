@@ -28,6 +28,7 @@ from damage_atlas.train.augment import augment_on
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.losses import MNPairLoss, instance_loss
+from damage_atlas.train.mixup import mixup_loss
 from damage_atlas.train.sampling import BalancedBatches, ExplicitTuples, hardest_first
 
 Ints = NDArray[np.int64]
@@ -291,7 +292,12 @@ class Trainer:
         labels = torch.as_tensor(self.codes[batch], device=self.device)
         shards = gathered.view(spec.shards, self.shard_size + self.second_views, -1)
         first = shards[:, : self.shard_size].flatten(0, 1)
-        loss = self.criterion(first, self.label_sets[labels] if spec.multi_label else labels, self.pairs)
+        named = self.label_sets[labels] if spec.multi_label else labels
+        loss = self.criterion(first, named, self.pairs)
+        if spec.mixup:
+            loss = loss + spec.mixup * mixup_loss(
+                self.criterion, first, named, alpha=spec.mixup_alpha, seed=spec.seed, iteration=state.iteration
+            )
         if self.second_views:
             twice, second = shards[:, : self.second_views].flatten(0, 1), shards[:, self.shard_size :].flatten(0, 1)
             loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature)
