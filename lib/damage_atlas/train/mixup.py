@@ -1,13 +1,13 @@
 """Mixup of embeddings for the MN-pair loss: Metrix of Venkataramanan et al. 2022 (arXiv:2106.04990).
 
-Let y be 1 for the positives and 0 for the negatives of an anchor a, and mean[w] the mean of e^s(a, .) weighted by w. The
-MN-pair loss is of Metrix's generic form, and a pair (p, n) is mixed by lambda ~ Beta(alpha, alpha) with its labels:
+Let y be 1 for the positives and 0 for the negatives of an anchor a, and mean[w] the mean of e^s(a, .) weighted by w.
+The MN-pair loss is of Metrix's generic form; a pair (p, n) is mixed by lambda ~ Beta(alpha, alpha), its labels as well:
 
     L = softplus(log Q - log P),     P = nu (M - 1) mean[y],        Q = (1 - nu) (N - 1) mean[1 - y]     over p and n;
     v = lambda p + (1 - lambda) n,   its label is lambda * 1 + (1 - lambda) * 0 = lambda, so that
     P~ = nu (M - 1) mean[lambda],    Q~ = (1 - nu) (N - 1) mean[1 - lambda]                              over v,
 
-and L + w softplus(log Q~ - log P~) is trained: the more of a positive is in a mix, the nearer to the anchor it shall be.
+and L + w softplus(log Q~ - log P~) is trained: the more of a positive is in a mix, the nearer it comes to the anchor.
 
 Each mix has a lambda of its own: with one for all, P~ / Q~ is a constant, whatever the embeddings are. v is not
 brought to unit length, so that s(a, v) = lambda s(a, p) + (1 - lambda) s(a, n): the cosine of a mix of two nearly
