@@ -177,16 +177,18 @@ def test_a_box_is_filled_as_asked_and_nothing_else_changes(fill: str) -> None:
             assert (inside == (np.rint(before.mean((0, 1))) if fill == "mean" else 0)).all()
 
 
-def test_rotation_turns_a_ramp_by_up_to_its_degrees_at_its_slope() -> None:
+def test_rotation_turns_ramps_by_up_to_its_degrees_at_their_slopes() -> None:
     """On a picture that is wider than high; what comes from outside is mirrored in, without a border."""
     height, width = 40, 80
-    ramp = np.broadcast_to((np.arange(width) * 3)[None, :, None], (height, width, 3)).astype(np.uint8)
-    turned = augmented(ramp[None].repeat(40, axis=0), rotation=30.0, **PLAIN).astype(float)
+    y, x = np.mgrid[:height, :width]
+    ramps = np.stack([3 * x, 3 * y, 0 * x], axis=-1).astype(np.uint8)
+    turned = augmented(ramps[None].repeat(40, axis=0), rotation=30.0, **PLAIN).astype(float)
     angles = []
-    for picture in turned[:, 14:26, 28:52, 0]:  # what no turn by 30 degrees takes out of the picture
-        down, right = np.gradient(picture)
-        angles.append(np.degrees(np.arctan2(down.mean(), right.mean())))
-        assert np.hypot(down.mean(), right.mean()) == pytest.approx(3, abs=0.1)
+    for picture in turned[:, 14:26, 28:52]:  # what no turn by 30 degrees takes out of the picture
+        (down_x, right_x), (down_y, right_y) = ((g.mean() for g in np.gradient(picture[..., i])) for i in (0, 1))
+        angles.append(np.degrees(np.arctan2(down_x, right_x)))
+        assert np.hypot(down_x, right_x) == pytest.approx(3, abs=0.1)
+        assert (down_y, right_y) == pytest.approx((right_x, -down_x), abs=0.3), "at right angles"
     assert -30.5 < min(angles) < -22 and 22 < max(angles) < 30.5
     steps = [np.abs(np.diff(turned, axis=axis)).max() for axis in (1, 2)]
     assert max(steps) <= 4, "no border, no jump"
