@@ -9,9 +9,10 @@ The MN-pair loss is of Metrix's generic form; a pair (p, n) is mixed by lambda ~
 
 and L + w softplus(log Q~ - log P~) is trained: the more of a positive is in a mix, the nearer it comes to the anchor.
 
-Each mix has a lambda of its own: with one for all, P~ / Q~ is a constant, whatever the embeddings are. v is not
-brought to unit length, so that s(a, v) = lambda s(a, p) + (1 - lambda) s(a, n): the cosine of a mix of two nearly
-opposite vectors, which two classes become, jumps from one to the other, and its gradient has no bound.
+Each mix has a lambda of its own: with one for all, as with a single mix, P~ / Q~ is a constant, whatever the embeddings
+are (unless near negatives weigh more). v is not brought to unit length, so that s(a, v) is the same mix of s(a, p) and
+s(a, n): the cosine of a mix of two nearly opposite vectors, which two classes become, jumps from one to the other, and
+its gradient has no bound.
 
 Axes: B anchors, R images they are compared with, here the same ones; D dimensions.
 """
