@@ -36,7 +36,7 @@ from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store, start_run
 from damage_atlas.train import labelled_images
-from damage_atlas.train.augment import augment_as
+from damage_atlas.train.augment import augment
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import quick_knn_accuracy
 from damage_atlas.train.loop import Alone, Trainer, TrainingState, make_optimizer, resolve_counts
@@ -149,7 +149,7 @@ class _Augmented(Dataset[torch.Tensor]):
         row, iteration, position = place
         with Image.open(self.files[row]) as image:
             pixels = preprocess(image.convert("RGB"), self.spec.input_size)
-        (changed,) = augment_as(self.spec, pixels[None], iteration=iteration, first_position=position)
+        (changed,) = augment(self.spec, pixels[None], iteration=iteration, first_position=position)
         return torch.from_numpy(changed).permute(2, 0, 1).float().sub(127.5).div(63.75)
 
 

@@ -67,17 +67,28 @@ class TrainSpec(Document):
     hard_classes: bool = False  # tuples take their negatives from the nearest classes; else they draw them
     instance_weight: float = Field(0.0, ge=0)  # NT-Xent between two views of an image: keeps finer forms apart
     instance_images: int = Field(64, ge=1)  # how many of a batch are shown a second time for it
+    mixup: float = Field(0.0, ge=0)  # weight of the loss of mixed pairs, Venkataramanan et al. 2022
+    mixup_alpha: float = Field(2.0, gt=0)  # of Beta(alpha, alpha), how much of a mix is the positive
     iterations: int = Field(2000, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"  # cosine, not the paper's: the rate falls to 0 at the end
     gradient_decay: float = Field(0.9, ge=0, lt=1)
     squared_gradient_decay: float = Field(0.99, ge=0, lt=1)
+    # Random erasing with the defaults of Zhong et al. 2017: p, s_l to s_h, r_1 to r_2, and what the box is filled with.
     erasing_probability: float = Field(0.5, ge=0, le=1)
+    erasing_area: tuple[float, float] = (0.02, 0.4)  # smallest and largest box, as a share of the picture
+    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height / width, flattest and steepest box
+    erasing_fill: Literal["random", "mean", "zero"] = "random"  # mean: the picture's own mean colour
     flips: bool = True  # not the paper's; damage has no handedness
     brightness: float = Field(0.2, ge=0)  # not the paper's: spread of exposure between cameras
     crop_side: float = Field(1.0, gt=0, le=1)  # not the paper's: smallest side of a random crop, as a share; 1: none
     shift: float = Field(0.0, ge=0, le=0.5)  # how far a crop may reach over the edge, as a share of the side
+    rotation: float = Field(0.0, ge=0, le=180)  # not the paper's: degrees, at most, either way
+    # Not the paper's: how far the factors of contrast and saturation may be from 1, and the hue from its place (turns).
+    contrast: float = Field(0.0, ge=0, le=1)
+    saturation: float = Field(0.0, ge=0, le=1)
+    hue: float = Field(0.0, ge=0, le=0.5)
     network: Literal["table3", "mixer", "custom"] = "table3"
     pooling: Literal["flatten", "average"] = "flatten"  # what FC1 sees of the feature maps; average is not the paper's
     # A backbone of one's own, for network: custom. It is imported where DAMAGE_ATLAS_MODULES allows it.
@@ -96,6 +107,22 @@ class TrainSpec(Document):
     workers: int = Field(2, ge=1)  # Ray Train processes, one per GPU or CPU worker
     checkpoint_every: int = Field(100, ge=1)  # iterations
     evaluate_every: int = Field(250, ge=1)  # iterations
+
+    @field_validator("erasing_area")
+    @classmethod
+    def _areas_are_shares(cls, area: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"[{area[0]:g}, {area[1]:g}] must be the smallest and the largest share, above 0 up to 1")
+        return area
+
+    @field_validator("erasing_aspect")
+    @classmethod
+    def _aspects_rise(cls, aspect: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(
+                f"[{aspect[0]:g}, {aspect[1]:g}] must be the least and the largest height / width, above 0"
+            )
+        return aspect
 
     @model_validator(mode="after")
     def _shards_fit(self) -> TrainSpec:
@@ -125,6 +152,14 @@ class TrainSpec(Document):
                 raise ValueError("m and n have no say in supcon over balanced batches: leave them out")
             if self.loss == "n_pair" and self.m is not None:
                 raise ValueError("n_pair over balanced batches takes every positive for itself: leave m out")
+        return self
+
+    @model_validator(mode="after")
+    def _mixup_has_pairs(self) -> TrainSpec:
+        if self.mixup and self.loss != "mn_pair":
+            raise ValueError(f"mixup is defined for the loss mn_pair, not for {self.loss}: leave one of the two out")
+        if self.mixup and self.sampler != "balanced":
+            raise ValueError("mixup needs more pairs of an anchor than a tuple has: set sampler to balanced")
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from damage_atlas.experiments.subclasses import Floats, train_vectors
 from damage_atlas.metrics import knn_accuracy
 from damage_atlas.network import fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
-from damage_atlas.train.augment import augment_as
+from damage_atlas.train.augment import augment
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, held_out_scores
 from damage_atlas.train.sampling import BalancedBatches
@@ -147,7 +147,7 @@ def _train_with(criterion: nn.Module, images: LabelledImages, pixels: Pixels, sp
     with fixed_threads(spec.threads_per_shard * spec.shards):
         for iteration in range(spec.iterations):
             batch = batches[iteration]
-            shown = augment_as(spec, pixels[rows[batch]], iteration=iteration, first_position=0)
+            shown = augment(spec, pixels[rows[batch]], iteration=iteration, first_position=0)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
                 embeddings_BD = network(network.prepare(shown))
             loss = criterion(embeddings_BD, torch.as_tensor(codes[batch]))

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from damage_atlas.errors import InputError
 from damage_atlas.network import EmbeddingNet, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
-from damage_atlas.train.augment import augment_as
+from damage_atlas.train.augment import augment_on
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.losses import MNPairLoss, instance_loss
+from damage_atlas.train.mixup import mixup_loss
 from damage_atlas.train.sampling import BalancedBatches, ExplicitTuples, hardest_first
 
 Ints = NDArray[np.int64]
@@ -269,10 +270,10 @@ class Trainer:
             first = shard * self.shard_size
             pictures = self.pixels[self.rows[batch[first : first + self.shard_size]]]
             views = [
-                augment_as(self.spec, shown, iteration=iteration, first_position=first, view=view)
+                augment_on(self.device, self.spec, shown, iteration=iteration, first_position=first, view=view)
                 for view, shown in enumerate((pictures, pictures[: self.second_views]))
             ]
-            inputs.append(torch.from_numpy(np.concatenate(views)))
+            inputs.append(torch.cat(views))
         return inputs
 
     def _forward(self, pixels: Tensor) -> Tensor:
@@ -291,7 +292,12 @@ class Trainer:
         labels = torch.as_tensor(self.codes[batch], device=self.device)
         shards = gathered.view(spec.shards, self.shard_size + self.second_views, -1)
         first = shards[:, : self.shard_size].flatten(0, 1)
-        loss = self.criterion(first, self.label_sets[labels] if spec.multi_label else labels, self.pairs)
+        named = self.label_sets[labels] if spec.multi_label else labels
+        loss = self.criterion(first, named, self.pairs)
+        if spec.mixup:
+            loss = loss + spec.mixup * mixup_loss(
+                self.criterion, first, named, alpha=spec.mixup_alpha, seed=spec.seed, iteration=state.iteration
+            )
         if self.second_views:
             twice, second = shards[:, : self.second_views].flatten(0, 1), shards[:, self.shard_size :].flatten(0, 1)
             loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature)

@@ -129,26 +129,50 @@ class MNPairLoss(BaseMetricLossFunction):  # type: ignore[misc]
         ref_labels: Tensor | None,
     ) -> dict[str, Any]:
         """Unreduced losses as the library's reducers take them: B, 0 for an image that is no anchor."""
+        # bf16 keeps three digits of a cosine; divided by a small tau that is an error of several tenths.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            weighed = self.compare(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            return self.weigh(*weighed, labels if ref_emb is None else ref_labels)
+
+    def compare(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines over tau, and how much each pair counts as a positive and as a negative: three B x R.
+
+        To be called without autocast; arguments and errors as of ``forward``.
+        """
         others, other_labels = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
         for rows, codes in ((embeddings, labels), (others, other_labels)):
             if codes is not None and (len(codes) != len(rows) or codes.ndim not in (1, 2)):
                 raise ValueError(f"labels of shape {tuple(codes.shape)} do not fit {len(rows)} embeddings")
-        # bf16 keeps three digits of a cosine; divided by a small tau that is an error of several tenths.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            # Not (embeddings, embeddings): the base class would normalise them twice, and round the gradient twice.
-            compared = None if ref_emb is None else _at_least_float32(ref_emb)
-            cosines_BR = self.distance(_at_least_float32(embeddings), compared)
-            similarities_BR = (cosines_BR if self.distance.is_inverted else -cosines_BR) / self.temperature
-            if indices_tuple is not None:
-                positive_BR, negative_BR = _named_pairs(similarities_BR, indices_tuple, labels, other_labels)
-            elif labels is not None and other_labels is not None:
-                pairs = _all_pairs(labels, other_labels, with_themselves=ref_emb is not None)
-                positive_BR, negative_BR = (weights.to(similarities_BR.dtype) for weights in pairs)
-            else:
-                raise ValueError("either labels or indices_tuple must say which pairs belong together")
-            losses_B = self._per_anchor(similarities_BR, positive_BR, negative_BR, other_labels)
-            is_anchor_B = (positive_BR > 0).any(1) & (negative_BR > 0).any(1)
-            losses_B = torch.where(is_anchor_B, losses_B, 0.0)
+        # Not (embeddings, embeddings): the base class would normalise them twice, and round the gradient twice.
+        compared = None if ref_emb is None else _at_least_float32(ref_emb)
+        cosines_BR = self.distance(_at_least_float32(embeddings), compared)
+        similarities_BR = (cosines_BR if self.distance.is_inverted else -cosines_BR) / self.temperature
+        if indices_tuple is not None:
+            positive_BR, negative_BR = _named_pairs(similarities_BR, indices_tuple, labels, other_labels)
+        elif labels is not None and other_labels is not None:
+            pairs = _all_pairs(labels, other_labels, with_themselves=ref_emb is not None)
+            positive_BR, negative_BR = (weights.to(similarities_BR.dtype) for weights in pairs)
+        else:
+            raise ValueError("either labels or indices_tuple must say which pairs belong together")
+        return similarities_BR, positive_BR, negative_BR
+
+    def weigh(
+        self, similarities_BR: Tensor, positive_BR: Tensor, negative_BR: Tensor, other_labels: Tensor | None
+    ) -> dict[str, Any]:
+        """Unreduced losses of pairs that count so much, as ``compute_loss`` gives them.
+
+        The labels are counted where M or N are not given.
+        """
+        losses_B = self._per_anchor(similarities_BR, positive_BR, negative_BR, other_labels)
+        is_anchor_B = (positive_BR > 0).any(1) & (negative_BR > 0).any(1)
+        losses_B = torch.where(is_anchor_B, losses_B, 0.0)
         return {
             "loss": {
                 "losses": losses_B,

@@ -26,6 +26,7 @@ from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, learning_rate, make_optimizer
 from damage_atlas.train.losses import MNPairLoss, instance_loss
+from damage_atlas.train.mixup import mixup_loss
 from damage_atlas.train.sampling import ExplicitTuples
 from damage_atlas.train.start import new_network
 from tests.support.backbone import SmallBackbone
@@ -122,6 +123,7 @@ HARD_TUPLES = ("train.sampler=tuples", "train.n=2", "train.hard_classes=true")
         pytest.param(("train.sampler=tuples", "train.loss=n_pair"), id="tuples of N-pair"),
         pytest.param(HARD_TUPLES, id="hard tuples"),
         pytest.param(("train.loss=supcon", "train.hard_negatives=1", "train.multi_label=true"), id="balanced"),
+        pytest.param(("train.mixup=0.4", "train.hard_negatives=1", "train.multi_label=true"), id="mixup"),
     ],
 )
 def test_two_workers_make_the_bits_of_one(
@@ -145,7 +147,12 @@ SHIFTED_TWICE = ("train.crop_side=0.7", "train.shift=0.1", "train.instance_weigh
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(
-    "assignments", [pytest.param(NOTHING_CHANGED, id="as they are"), pytest.param(SHIFTED_TWICE, id="augmented")]
+    "assignments",
+    [
+        pytest.param(NOTHING_CHANGED, id="as they are"),
+        pytest.param(SHIFTED_TWICE, id="augmented"),
+        pytest.param((*SHIFTED_TWICE, "train.rotation=30", "train.contrast=0.3", "train.mixup=0.5"), id="mixed"),
+    ],
 )
 def test_several_workers_make_the_gradients_of_one(
     tmp_path: Path, images: Path, assignments: tuple[str, ...], dtype: torch.dtype, tolerance: float, workers: int
@@ -163,6 +170,16 @@ def test_several_workers_make_the_gradients_of_one(
     assert relative_distance(following, whole) > 100 * tolerance, "another batch has another gradient"
 
 
+def test_mixup_of_weight_0_is_not_even_asked(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed, default = (training_run(tmp_path / weight, images, f"train.mixup={weight}") for weight in ("0.4", "0.0"))
+    weightless = training_run(tmp_path / "weightless", images, "train.mixup=0", "train.mixup_alpha=0.3")
+    train_model(mixed)
+    monkeypatch.setattr(loop, "mixup_loss", None)
+    for run in (default, weightless):
+        train_model(run)
+    assert weights(weightless) == weights(default) != weights(mixed)
+
+
 def gradient(made: Trainer) -> Tensor:
     parts = [parameter.grad for parameter in made.parameters]
     return torch.cat([part.flatten() for part in parts if part is not None])
@@ -173,11 +190,15 @@ def gradient_of_the_whole(made: Trainer) -> Tensor:
     shards = made._load(made.state.iteration)
     codes = torch.as_tensor(made.codes[made.batches[made.state.iteration]])
     firsts = [shard[: made.shard_size] for shard in shards]
-    loss = made.criterion(embed(made, firsts), codes)
+    embeddings, spec = embed(made, firsts), made.spec
+    loss = made.criterion(embeddings, codes)
+    if spec.mixup:
+        draws = {"seed": spec.seed, "iteration": made.state.iteration}
+        loss = loss + spec.mixup * mixup_loss(made.criterion, embeddings, codes, alpha=spec.mixup_alpha, **draws)
     if made.second_views:
         twice, second = ([s[cut] for s in shards] for cut in (slice(made.second_views), slice(made.shard_size, None)))
         views = embed(made, twice), embed(made, second)
-        loss = loss + made.spec.instance_weight * instance_loss(*views, made.spec.temperature)
+        loss = loss + spec.instance_weight * instance_loss(*views, spec.temperature)
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, made.parameters)])
 
 
