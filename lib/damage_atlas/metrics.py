@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,17 +20,6 @@ from damage_atlas.neighbours import Floats, exact_neighbours
 Strings = NDArray[np.str_]
 
 _QUERIES_AT_ONCE = 512
-
-# Words that, in a class name, say that nothing is wrong. The report states which classes were taken so.
-_UNDAMAGED = re.compile(
-    r"(^|[^a-z])(sound|intact|normal|undamaged|uncracked|healthy|clean|background|none|ok|good|no|non|not)([^a-z]|$)",
-    re.IGNORECASE,
-)
-# Words that turn one of them into its opposite, as in ``not_ok``.
-_DENIED = re.compile(
-    r"(^|[^a-z])(no|non|not)[^a-z]+(sound|intact|normal|undamaged|uncracked|healthy|clean|ok|good)([^a-z]|$)",
-    re.IGNORECASE,
-)
 
 
 def knn_predict(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, k: int = 10) -> Strings:
@@ -136,12 +124,3 @@ def agreement(truth: Sequence[object], found: Sequence[object]) -> dict[str, flo
         "ari": float(adjusted_rand_score(list(map(str, truth)), list(map(str, found)))),
         "nmi": float(normalized_mutual_info_score(list(map(str, truth)), list(map(str, found)))),
     }
-
-
-def is_undamaged(label: str) -> bool:
-    """Whether a class name says that nothing is wrong (``sound``, ``deck_non_crack``, ``normal``).
-
-    Of several labels, joined with ``+``, each must say so.
-    """
-    parts = [part.replace("_", " ") for part in label.split("+")]
-    return all(_UNDAMAGED.search(part) is not None and _DENIED.search(part) is None for part in parts)

@@ -14,7 +14,6 @@ from damage_atlas.metrics import (
     auprc,
     class_recalls,
     damage_scores,
-    is_undamaged,
     knn_accuracy,
     knn_predict,
     linear_accuracy,
@@ -74,23 +73,6 @@ def test_damage_scores_are_differences_of_mean_similarity() -> None:
 def test_agreement_takes_noise_for_a_group_and_any_kind_of_name() -> None:
     assert agreement(["a", "a", "b", "b"], [1, 1, None, None]) == {"ari": 1.0, "nmi": 1.0}
     assert agreement(["a", "b", "a", "b"], [1, 1, 1, 1])["ari"] == 0.0
-
-
-@pytest.mark.parametrize(
-    "label", ["sound", "deck_non_crack", "Normal", "no damage", "OK", "no_crack+clean", "not damaged"]
-)
-def test_words_for_undamaged(label: str) -> None:
-    assert is_undamaged(label)
-
-
-@pytest.mark.parametrize("label", ["not_ok", "NOT OK", "non-intact", "no good", "crack+background", "sound+crack"])
-def test_words_that_are_denied_or_stand_beside_damage(label: str) -> None:
-    assert not is_undamaged(label)
-
-
-@pytest.mark.parametrize("label", ["crack", "nodule", "normality", "background_loss", "abnormal", "soundhole"])
-def test_words_that_only_look_like_it(label: str) -> None:
-    assert is_undamaged(label) == (label == "background_loss")
 
 
 @pytest.mark.parametrize("at_once", [512, 7])

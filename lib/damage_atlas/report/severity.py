@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from damage_atlas.metrics import is_undamaged
+from damage_atlas.labels import is_undamaged
 from damage_atlas.spec import MAX_GRADE, ReportSpec
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-from scipy.stats import fisher_exact
 
 from damage_atlas.contracts import TRANSITIONS
 from damage_atlas.report.looks import Look, SamePlace, by_inspection, grave_photos, once_each, pair_places
@@ -192,6 +191,8 @@ def _fewest_moves(old: Sequence[Look], new: Sequence[Look]) -> list[tuple[Kind, 
 
 def _chance(old: Sequence[Look], new: Sequence[Look], grade: float, more: bool) -> float:
     """How likely chance alone makes as many (or as few) of the new photos show something of at least ``grade``."""
+    from scipy.stats import fisher_exact  # takes longer to import than all else of the report together
+
     table = [[n, of - n] for n, of in (grave_photos(looks, grade) for looks in (new, old))]
     return float(fisher_exact(table, alternative="greater" if more else "less").pvalue)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from damage_atlas.labels import is_undamaged
 from damage_atlas.metrics import (
     auprc,
     class_recalls,
     damage_scores,
-    is_undamaged,
     knn_accuracy,
     knn_predict,
     linear_accuracy,

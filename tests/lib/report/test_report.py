@@ -16,7 +16,6 @@ from PIL import Image
 
 from damage_atlas.contracts import ASSETS, TRANSITIONS
 from damage_atlas.errors import ContractError
-from damage_atlas.metrics import is_undamaged
 from damage_atlas.report import write_report
 from damage_atlas.report.changes import describe_changes, tell_history
 from damage_atlas.report.gather import gather_facts, gather_points
@@ -218,18 +217,6 @@ def test_any_prefix_of_the_drawing_order_is_a_fair_sample() -> None:
     drawn = cluster_N[order[:3000]]
     assert (drawn == 3).sum() == 12 and (drawn == -1).sum() >= CLUSTER_FLOOR
     assert (drawn == 1).sum() / (drawn == 2).sum() == pytest.approx(2, rel=0.05)
-
-
-@pytest.mark.parametrize("label", ["sound", "deck_non_crack", "Normal", "no-damage", "pavement uncracked", "intact"])
-def test_labels_without_damage(label: str) -> None:
-    assert is_undamaged(label)
-
-
-@pytest.mark.parametrize(
-    "label", ["crack", "inclusion", "abnormal", "obstacle", "disconnect", "rolled-in_scale", "soundness_loss"]
-)
-def test_labels_of_damage(label: str) -> None:
-    assert not is_undamaged(label)
 
 
 def test_changes_read_as_sentences() -> None:
