@@ -20,7 +20,6 @@ from damage_atlas.contracts import EXEMPLARS
 from damage_atlas.errors import StoreError
 from damage_atlas.images import SOURCE_COLUMNS, ImageError, Limits, PhotoReader, Pixels, Source, decode, preprocess
 from damage_atlas.neighbours import Floats, Ints, exact_neighbours
-from damage_atlas.network import embed_pixels, load_network, resolve_precision
 from damage_atlas.store import Run
 from damage_atlas.store.runs import read_output
 from damage_atlas.store.versions import run_model
@@ -120,6 +119,8 @@ def _embedded_again(
         return vectors
     pictures = _pictures(previous, missing, card.preprocessing["size"])
     if pictures:
+        from damage_atlas.network import embed_pixels, load_network, resolve_precision  # torch: seconds, seldom needed
+
         network = load_network(read_output(run.store, card.weights), card.network)
         settings = run.spec.settings.embed
         dtype = resolve_precision(settings.precision, next(network.parameters()).device)
