@@ -15,6 +15,7 @@ import psutil
 from airflow_ray_jobs.client import RayJobsClient
 from airflow_ray_jobs.errors import RayJobsError
 from airflow_ray_jobs.status import LIVE
+from infra.local.airflow_api import FINISHED
 from infra.local.processes import LocalServiceError
 from infra.local.stack import LocalStack
 
@@ -41,6 +42,10 @@ class Struck:
     what: str
     at: float
     stopped: str | None = None
+
+
+class TooLate(LocalServiceError):
+    """The run was over before it was struck."""
 
 
 class Jobs:
@@ -89,7 +94,18 @@ class Jobs:
 
     def wait_until_none_lives(self, timeout_s: float) -> None:
         """Return when no job lives; LocalServiceError when some do after ``timeout_s``."""
-        _until(lambda: not self.living(), f"an end of {self.living()}", timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while living := self.living():
+            if time.monotonic() > deadline:
+                raise LocalServiceError(f"{living} are alive after {timeout_s:.0f} s")
+            time.sleep(0.2)
+
+    def latest(self, task: str, statuses: frozenset[str] | None = None) -> str | None:
+        """Id of the task's latest job, if it is in one of the statuses; None where there is none."""
+        found = [job for job in self.seen if f"-{task}-" in job]
+        if not found or (statuses is not None and self.seen[found[-1]][-1][1] not in statuses):
+            return None
+        return found[-1]
 
     def stopped(self) -> list[str]:
         """Ids of jobs that somebody stopped."""
@@ -122,19 +138,38 @@ def strike(kind: str, moment: Moment, local: LocalStack, jobs: Jobs, away_s: flo
     """Wait for the moment, strike, and start again what has to be.
 
     Raises:
+        TooLate: the run was over before there was something to strike.
         LocalServiceError: the moment does not come.
     """
+    airflow = local.airflow
+
+    def until(ready: Callable[[], Any], what: str) -> Any:
+        deadline = time.monotonic() + _MOMENT_COMES_WITHIN_S
+        while time.monotonic() < deadline:
+            if found := ready():
+                return found
+            if airflow.run_state(moment.dag, moment.run_id) in FINISHED:
+                raise TooLate(f"the run was over before there was {what}")
+            time.sleep(0.1)
+        raise LocalServiceError(f"waited {_MOMENT_COMES_WITHIN_S:.0f} s for {what}")
+
+    def active() -> list[str]:
+        """The task that runs or is waiting for its job; tasks come one after the other."""
+        states = airflow.task_states(moment.dag, moment.run_id)
+        return [task for task, state in states.items() if state in ("running", "deferred")]
+
     if kind == "task timeout":
         # The deadline itself strikes: of the first attempt that was submitted.
-        job = _until(lambda: _job_of(jobs, moment.stage), f"a job of {moment.stage}")
+        job = until(lambda: jobs.latest(moment.stage), f"a job of {moment.stage}")
         return Struck(moment.stage, jobs.seen[job][0][0], job)
-    task = _moment(moment, local)
-    if kind in ("mark failed", "clear", "DAG-run deletion"):
-        job = _until(lambda: _job_of(jobs, task, LIVE), f"a job of {task}")
+    until(lambda: moment.stage in active(), f"the stage {moment.stage}")
+    time.sleep(moment.after_s)
+    if kind in PEOPLE:
+        living = lambda: [(task, job) for task in active() if (job := jobs.latest(task, LIVE))]  # noqa: E731
+        ((task, job),) = until(living, "a job that lives")
     else:
-        job = None
+        (task,), job = until(active, "a task that runs"), None
     at = time.monotonic()
-    airflow = local.airflow
     match kind:
         case "mark failed":
             airflow.set_task_state(moment.dag, moment.run_id, task, "failed")
@@ -147,11 +182,11 @@ def strike(kind: str, moment: Moment, local: LocalStack, jobs: Jobs, away_s: flo
             time.sleep(away_s)
             airflow.start_component(kind)
         case "Airflow worker":
-            for process in _until(airflow.task_processes, "a process that runs a task"):
+            for process in until(airflow.task_processes, "a process that runs a task"):
                 with suppress(psutil.Error):
                     process.kill()
         case "Ray driver":
-            for process in _until(_drivers, "a driver"):
+            for process in until(_drivers, "a driver"):
                 with suppress(psutil.Error):
                     process.kill()
         case "raylet":
@@ -164,25 +199,6 @@ def strike(kind: str, moment: Moment, local: LocalStack, jobs: Jobs, away_s: flo
     return Struck(task, at, job)
 
 
-def _moment(moment: Moment, local: LocalStack) -> str:
-    """Wait for the moment; which task runs, or is waiting for its job, then."""
-
-    def active() -> dict[str, str | None]:
-        states = local.airflow.task_states(moment.dag, moment.run_id)
-        return {task: state for task, state in states.items() if state in ("running", "deferred")}
-
-    _until(lambda: moment.stage in active(), f"the stage {moment.stage}")
-    time.sleep(moment.after_s)
-    return str(_until(lambda: next(iter(active()), None), "a task that runs"))
-
-
-def _job_of(jobs: Jobs, task: str, statuses: frozenset[str] | None = None) -> str | None:
-    """The latest job of the task, if it is in one of the statuses."""
-    found = [job for job, changes in jobs.seen.items() if f"-{task}-" in job and changes]
-    last = found[-1] if found else None
-    return last if last and (statuses is None or jobs.seen[last][-1][1] in statuses) else None
-
-
 def _drivers() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
@@ -190,12 +206,3 @@ def _drivers() -> list[psutil.Process]:
             if process.name().startswith("python") and "-m workers." in " ".join(process.cmdline()):
                 found.append(process)
     return found
-
-
-def _until(ready: Callable[[], Any], what: str, timeout_s: float = _MOMENT_COMES_WITHIN_S) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := ready():
-            return found
-        time.sleep(0.1)
-    raise LocalServiceError(f"waited {timeout_s:.0f} s for {what}")

@@ -34,14 +34,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from airflow_ray_jobs.client import RayAddress, RayJobsClient
 from bench.scale import ROOT, make_model
-from bench.strikes import PEOPLE, STRIKES, Jobs, Moment, strike
+from bench.strikes import PEOPLE, STRIKES, Jobs, Moment, TooLate, strike
 from damage_atlas.contracts import STAGES_OF_KIND
 from damage_atlas.publish import verify_run
 from damage_atlas.query import published_run
@@ -114,7 +114,7 @@ def main() -> None:
             for trial in left:
                 if time.monotonic() > end:
                     break
-                row = {"seed": arguments.seed, **bench.run(trial)}
+                row = {"seed": arguments.seed, **bench.run_in_time(trial)}
                 rows.append(row)
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -191,8 +191,19 @@ class Bench:
         print(f"undisturbed: {seconds}", flush=True)
         return self._published("trials"), seconds
 
+    def run_in_time(self, trial: Trial) -> dict[str, Any]:
+        """One trial; when the run was over before it was struck, once more and earlier."""
+        try:
+            return self.run(trial)
+        except TooLate:
+            return self.run_in_time(replace(trial, share=round(trial.share / 2, 3)))
+
     def run(self, trial: Trial) -> dict[str, Any]:
-        """One trial, from an empty archive."""
+        """One trial, from an empty archive.
+
+        Raises:
+            TooLate: the run was over before it was struck.
+        """
         assert self.store.folder is not None
         shutil.rmtree(self.store.folder / "archives" / trial.archive, ignore_errors=True)
         begun, dag = time.monotonic(), f"recluster_{trial.archive}"
