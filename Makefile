@@ -85,7 +85,7 @@ bench-dags: setup ## how long Airflow takes for the DAG files
 
 trials: setup ## runs of the DAG struck in ten ways at random moments; goes on where it was (2 minutes each; needs PostgreSQL)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r infra/images/database-drivers.txt
-	$(BIN)/python -m bench.trials --work var/trials --each 3
+	$(BIN)/python -m bench.trials --work var/trials --log docs/trials.jsonl --each 3
 
 bench-cluster: setup ## t-SNE, DBSCAN and the cluster stage against their peers, and how they grow
 	$(BIN)/python -m bench cluster

@@ -1,7 +1,7 @@
 """What Airflow and Ray survive: runs of the real DAG, each struck once at a moment drawn by a seed.
 
-    python -m bench.trials --work var/trials --each 3
-    python -m bench.trials --work var/trials --each 10 --minutes 60
+    python -m bench.trials --work var/trials --log docs/trials.jsonl --each 3
+    python -m bench.trials --work var/trials --log docs/trials.jsonl --each 10 --minutes 60
 
 A scheduler, a triggerer and a PostgreSQL, a Ray head with two worker nodes, and the project's own re-clustering DAG on
 200 images of the demo. Ten ways of striking, at a random moment of a random stage (see ``STRIKES``). Whatever a crash
@@ -18,8 +18,8 @@ After each trial the reaper runs, and then
 Waiting is cut short: a task whose worker is dead is missed after 20 s (Airflow's default: 300), a scheduler's or a
 triggerer's tasks are taken over after 30 s, retries come after 2 s (the project's: 30).
 
-Results are appended to WORK/trials.jsonl, with commit, seed, time and stage; the same command goes on with what is not
-there. ``--table`` prints the table of what is there and runs nothing.
+Results are appended to LOG, with commit, seed, time and stage; the same command goes on with what is not there.
+``--table`` prints the table of what is there and runs nothing.
 """
 
 from __future__ import annotations
@@ -98,12 +98,13 @@ def trials(each: int, seed: int) -> Iterator[Trial]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--each", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no trial after these")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    log = arguments.work / "trials.jsonl"
+    log: Path = arguments.log
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     rows = [row for row in rows if row["seed"] == arguments.seed]
     done = {row["trial"]["number"] for row in rows}
