@@ -21,10 +21,10 @@ help: ## list the targets
 
 setup: .venv/ready ## the environment in .venv, every version locked (about 2 minutes, 2 GB)
 
+# Compiled, as pip does it: Ray and Airflow start dozens of processes, and not everywhere may the first one compile.
 .venv/ready: requirements.lock pyproject.toml lib/airflow_ray_jobs/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	# Compiled, as pip does it: Ray and Airflow start dozens of processes, and not everywhere may the first one compile.
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable lib/airflow_ray_jobs
 	touch $@
@@ -83,7 +83,7 @@ bench-train: setup ## a training step against the plain recipe and against expli
 bench-dags: setup ## how long Airflow takes for the DAG files
 	$(BIN)/python -m bench.dags
 
-trials: setup ## runs of the DAG struck in ten ways at random moments; goes on where it was (2 minutes each; needs PostgreSQL)
+trials: setup ## runs of the DAG struck in ten ways at random moments; goes on where it was (3 minutes each; needs PostgreSQL)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r infra/images/database-drivers.txt
 	$(BIN)/python -m bench.trials --work var/trials --log docs/trials.jsonl --each 3
 

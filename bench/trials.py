@@ -33,7 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,8 +215,7 @@ class Bench:
             if trial.strike not in PEOPLE:
                 self.airflow.trigger("reaper")  # it looks while what was struck comes back: it must stop nothing
             state = self._end(dag, run_id)
-            with suppress(LocalServiceError):
-                jobs.wait_until_none_lives(STOPS_WITHIN_S)
+            jobs.wait_until_none_lives(STOPS_WITHIN_S)
             reaper = self.airflow.trigger("reaper")
             reaped = self.airflow.wait_for_run("reaper", reaper, 180)
             time.sleep(5)

@@ -39,6 +39,19 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+def commands(*words: str) -> list[psutil.Process]:
+    """Processes whose command line holds all the words, this one left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if all(word in line for word in words) and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
 class ProcessFamily:
     """Named child processes under one root folder, each with its log, stopped together with all descendants.
 

@@ -6,14 +6,12 @@ Airflow believes in a task whose worker is dead for 300 s by default; here for 2
 from __future__ import annotations
 
 import json
-import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from damage_atlas.pipeline import run_pipeline
@@ -21,6 +19,7 @@ from damage_atlas.publish import verify_run
 from damage_atlas.query import published_run
 from damage_atlas.spec import ArchiveSpec, Settings, dump_yaml, with_overrides
 from damage_atlas.store import Store, list_versions, start_run
+from infra.local.processes import commands
 from infra.local.stack import LocalStack, local_stack
 from tests.support.line import LONG, finish
 from tests.support.s3_server import S3Server
@@ -81,19 +80,6 @@ def until(ready: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
             return found
         time.sleep(0.2)
     raise AssertionError(f"waited {timeout_s:.0f} s for {what}")
-
-
-def commands(*words: str) -> list[psutil.Process]:
-    """Processes whose command line holds all the words."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if all(word in line for word in words) and process.pid != os.getpid():
-            found.append(process)
-    return found
 
 
 def tries(stack: LocalStack, dag: str, run_id: str) -> dict[str, int]:
