@@ -728,10 +728,24 @@ def _print(document: dict[str, Any], as_json: bool, text: str | None = None) -> 
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """A table, uncut: where a terminal is too narrow for it, one line for each value; a pipe gets its full width."""
     table = Table(*columns, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(("" if row[name] is None else str(row[name])).replace("[", "\\[") for name in columns))
-    console.print(table)
+    texts = [[("" if row[name] is None else str(row[name])).replace("[", "\\[") for name in columns] for row in rows]
+    for cells in texts:
+        table.add_row(*cells)
+    width = console.measure(table, options=console.options.update(max_width=sys.maxsize)).maximum
+    if width <= console.width:
+        console.print(table)
+    elif not console.is_terminal:
+        Console(width=width).print(table)
+    else:
+        for cells in texts:
+            record = Table.grid(padding=(0, 2))
+            record.add_column(style="bold")
+            record.add_column(overflow="fold")
+            for name, cell in zip(columns, cells, strict=True):
+                record.add_row(name, cell)
+            console.print(record, "")
 
 
 def _places(rows: list[dict[str, Any]], first: tuple[str, ...], then: tuple[str, ...] = ()) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from damage_atlas.cli import main
+from damage_atlas.cli import _table, main
 from damage_atlas.contracts import Ledger, VersionRecord
 from damage_atlas.store import publish_version
 from tests.lib.report.synthetic_run import Scene, make_run
@@ -269,3 +271,23 @@ def test_names_and_notes_of_a_cluster(atlas, tmp_path: Path) -> None:  # type: i
     for arguments in (("name", 98, "x"), ("note", 5), ("history", "--cluster", 98)):
         code, _, err = atlas(*arguments, *of)
         assert code == 2 and err.startswith("damage-atlas: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("console", [Console(), Console(force_terminal=True, no_color=True, width=40)])
+def test_tables_are_never_cut(console: Console, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("damage_atlas.cli.console", console)
+    row = {
+        "version": 7,
+        "run_id": "20261128T030209-0123456789abcdef",
+        "uri": f"s3://bucket/{'a' * 60}/[b].jpg",
+        "no": None,
+    }
+    _table([row, row], tuple(row))
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    if console.is_terminal:
+        assert max(map(len, said.splitlines())) <= console.width
+        said = "".join(line.strip() for line in said.splitlines())
+    else:
+        assert said.count("\n") == 3
+    for text in (*row, str(row["run_id"]), str(row["uri"])):
+        assert text in said
