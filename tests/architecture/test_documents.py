@@ -15,7 +15,7 @@ from damage_atlas.cli import app
 from damage_atlas.spec import Settings
 from tests.architecture.repository import ROOT, code_of, documents, files, python_files, read
 
-BINARY = (".png", ".jpg", ".ico")
+BINARY = (".png", ".jpg", ".ico", ".xz")
 # A path of somebody's machine, and hosts of registries: what works here must work elsewhere. Written in pieces, so
 # that this file does not match itself.
 PIECES = ("/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/", "arti" + "factory", "nexus" + r"\.", "index-url" + "[ =]http")

@@ -53,7 +53,9 @@ class ComposeStack:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, self.folder / name)
         else:
-            packed = subprocess.run(["git", "archive", revision], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
+            packed = subprocess.run(
+                ["git", "-c", "tar.umask=0022", "archive", revision], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True
+            )
             subprocess.run(["tar", "-x"], cwd=self.folder, input=packed.stdout, check=True)
 
     def up(self) -> None:

@@ -1,6 +1,6 @@
 """docker-compose.yml in a real engine, from nothing to a published report, through losses and restarts.
 
-`make test-compose` (half an hour on two cores). It needs Docker, builds the two images, and leaves no container,
+`make test-compose` (40 minutes on two cores). It needs Docker, builds the two images, and leaves no container,
 volume or network behind; a stack of yours keeps running, under its own project name.
 """
 

@@ -59,16 +59,35 @@ def open_in(store: Path | str, images: Path | str, *overrides: str) -> Run:
     )
 
 
-# All stages from one driver: what a job of its own for each adds is tested with two workers.
+# All stages from one driver: what a job of its own for each adds is tested with two workers. Tasks do all of the work.
 ONE_DRIVER = """
 import importlib, sys
 from damage_atlas.store import Run
+from workers import on_ray
 from workers.logs import log_to_stdout
+
+on_ray.HEAD_START_S = 0
 
 log_to_stdout()
 run = Run.load(sys.argv[1])
 for stage in run.spec.stages:
     importlib.import_module(f"workers.{stage}").work(run)
+"""
+
+
+HEAD_START = """
+import json, os, time
+from workers import on_ray
+
+on_ray.HEAD_START_S = 1
+
+def work(part):
+    time.sleep(0.2)
+    return part, os.getpid()
+
+few = list(on_ray.map_with_head_start(work, [7]))
+many = list(on_ray.map_with_head_start(work, range(40)))
+print(json.dumps([os.getpid(), few, many]))
 """
 
 
@@ -258,6 +277,14 @@ def test_embedding_had_two_actors_on_two_nodes(on_ray: tuple[Run, dict[str, str]
 def test_the_index_was_filled_in_shards_on_two_nodes(on_ray: tuple[Run, dict[str, str]]) -> None:
     assert on_ray[0].artifact("index").facts["kind"] == "ivf"
     assert "5 parts on 2 nodes" in on_ray[1]["index"], on_ray[1]["index"][-3000:]
+
+
+def test_a_job_begins_by_itself_and_tasks_go_on(cluster: LocalRay) -> None:
+    job, few, many = json.loads(run_python(cluster, "-c", HEAD_START).splitlines()[-1])
+    assert few == [[7, job]]
+    assert [part for part, _ in many] == list(range(40))
+    by_job = [pid == job for _, pid in many]
+    assert 1 <= sum(by_job) < 40 and by_job == sorted(by_job, reverse=True)
 
 
 def test_the_last_lines_say_how_it_went(on_ray: tuple[Run, dict[str, str]]) -> None:
