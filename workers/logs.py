@@ -27,7 +27,10 @@ def log_to_stdout(context: dict[str, str] | None = None) -> None:
     handler.setFormatter(_JsonLines() if os.environ.get("DAMAGE_ATLAS_LOG") == "json" else _TEXT)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("damage_atlas", "workers"):
-        logging.getLogger(name).setLevel(logging.INFO)
+        ours = logging.getLogger(name)
+        ours.setLevel(logging.INFO)
+        # Not through the root logger: in a rank Ray Train has put handlers of its own there before us.
+        ours.handlers, ours.propagate = [handler], False
 
 
 def log_context() -> dict[str, str]:
