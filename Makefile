@@ -7,14 +7,15 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# The oldest Airflow that the bridge works on, with what was current then: today's FastAPI breaks it.
-OLDEST := var/airflow-oldest
-OLDEST_AIRFLOW := --exclude-newer 2025-09-15 apache-airflow==3.0.6 httpx wtforms pytest pytest-timeout
+# Airflows that the bridge is tested on, in environments without Ray and torch. The oldest comes with what was current
+# then: today's FastAPI breaks it.
+AIRFLOW_oldest := --exclude-newer 2025-09-15 apache-airflow==3.0.6
+AIRFLOW_newest := -c requirements.lock apache-airflow
 
 # In an environment of its own: what it needs makes jsonschema, and with it every start of Ray, seconds slower.
 SBOM := $(BIN)/uv tool run --quiet --python $(PYTHON) --from cyclonedx-bom==7.5.0 cyclonedx-py
 
-.PHONY: help setup lock demo airflow check test test-lib test-line test-compose test-bridge-oldest bench bench-train bench-dags bench-cluster trials up down clean
+.PHONY: help setup lock demo airflow check test test-lib test-line test-compose test-bridge-oldest test-bridge-newest bench bench-train bench-dags bench-cluster trials up down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -68,11 +69,13 @@ test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more o
 test-compose: setup ## docker-compose.yml in a real engine, through losses, restarts and an upgrade (needs Docker; an hour)
 	DAMAGE_ATLAS_COMPOSE=1 $(BIN)/python -m pytest -s tests/compose
 
-test-bridge-oldest: setup ## the bridge's tests on Airflow 3.0.6, in an environment without ray and torch (12 minutes)
-	test -x $(OLDEST)/bin/python || $(BIN)/uv venv --quiet --python $(PYTHON) $(OLDEST)
-	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python $(OLDEST_AIRFLOW)
-	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable lib/airflow_ray_jobs
-	RAY_PYTHON=$(CURDIR)/$(BIN)/python $(OLDEST)/bin/python -m pytest --confcutdir=tests/airflow_ray_jobs tests/airflow_ray_jobs
+test-bridge-oldest: ## the bridge's tests on Airflow 3.0.6, in an environment without ray and torch (12 minutes)
+test-bridge-newest: ## the same on the Airflow of the lock
+test-bridge-oldest test-bridge-newest: test-bridge-%: setup
+	test -x var/airflow-$*/bin/python || $(BIN)/uv venv --quiet --python $(PYTHON) var/airflow-$*
+	$(BIN)/uv pip install --quiet --compile-bytecode --python var/airflow-$*/bin/python $(AIRFLOW_$*) httpx wtforms pytest pytest-timeout
+	$(BIN)/uv pip install --quiet --python var/airflow-$*/bin/python --no-deps --editable lib/airflow_ray_jobs
+	RAY_PYTHON=$(CURDIR)/$(BIN)/python var/airflow-$*/bin/python -m pytest --confcutdir=tests/airflow_ray_jobs tests/airflow_ray_jobs
 
 bench: setup ## benchmarks against named peers; each prints a ratio
 	$(BIN)/python -m bench

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Build the images, start docker-compose.yml and wait until every service is healthy. Safe to repeat.
 # Settings in .env or the environment: AIRFLOW_PORT, IMAGES_FOLDER, RAY_HEAD_CPUS, RAY_WORKER_CPUS, COMPOSE_FILE
-# (further compose files, separated by colons), COMPOSE_PROFILES=metrics with AIRFLOW_METRICS=True, GRAFANA_PORT.
+# (further compose files, separated by colons), RAY_NODE_MEMORY, COMPOSE_PROFILES=gpu, COMPOSE_PROFILES=metrics with
+# AIRFLOW_METRICS=True, GRAFANA_PORT.
 set -eu
 limit_s=600
 cd "$(dirname "$0")/../.."

@@ -1,4 +1,4 @@
-# Ray head and workers: the whole library with torch and faiss for CPUs.
+# Ray head and workers: the whole library with torch and faiss, for CPUs or, with COMPUTE=gpu, for NVIDIA's GPUs.
 # Build from the repository root: docker build -f infra/images/ray.Dockerfile -t damage-atlas-ray .
 FROM python:3.11-slim-bookworm
 
@@ -18,10 +18,11 @@ RUN apt-get update \
 
 # Dependencies first, against empty packages: a change of code does not install them again.
 WORKDIR /opt/damage-atlas/source
-COPY pyproject.toml requirements.lock ./
+ARG COMPUTE=cpu
+COPY pyproject.toml requirements.lock infra/images/gpu.txt ./
 RUN mkdir -p lib/damage_atlas workers \
     && touch README.md lib/damage_atlas/__init__.py workers/__init__.py \
-    && pip install -c requirements.lock '.[cpu,ray]' \
+    && pip install -c requirements.lock -c gpu.txt ".[$COMPUTE,ray]" \
     && pip uninstall -y damage-atlas && rm -rf lib workers build
 
 COPY lib/damage_atlas lib/damage_atlas
