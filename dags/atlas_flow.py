@@ -69,7 +69,7 @@ PROMOTED = AssetAlias("promoted models")
 def announce_model(context: Any, result: Any) -> None:
     """What the task ``train`` does last: the archives of the model are re-clustered with it."""
     with told_to_airflow():
-        archive = _archive(context["params"]["archive"])
+        archive = archive_named(context["params"]["archive"])
     context["outlet_events"][PROMOTED].add(model_asset(archive.model))
 
 
@@ -105,7 +105,7 @@ def open_run(kind: RunKind, archive: str | None = None) -> str:
     context = get_current_context()
     dag_run, params = context["dag_run"], context["params"]
     with told_to_airflow():
-        spec = _archive(archive or params["archive"])
+        spec = archive_named(archive or params["archive"])
         training = kind == "train"
         version = params.get("model_version")
         images = spec.training_images if training else spec.images
@@ -126,7 +126,8 @@ def open_run(kind: RunKind, archive: str | None = None) -> str:
         ).uri
 
 
-def _archive(name: str) -> ArchiveSpec:
+def archive_named(name: str) -> ArchiveSpec:
+    """The archive file of that name; InputError where there is none."""
     found = next((archive for archive in archives() if archive.archive == name), None)
     if found is None:
         raise InputError(f"there is no archive {name} in {ARCHIVES}; add {name}.yaml or choose another.")

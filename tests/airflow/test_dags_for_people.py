@@ -16,11 +16,13 @@ from urllib.parse import quote
 
 import pytest
 
-from damage_atlas.spec import ArchiveSpec, dump_yaml
+from damage_atlas.publish import publish_run
+from damage_atlas.spec import ArchiveSpec, Settings, dump_yaml, with_overrides
 from damage_atlas.store import Run, Store, promote_model
 from infra.local.airflow import LocalAirflow
 from infra.local.stack import REPOSITORY
 from tests.lib.report.synthetic_run import Scene, make_run
+from tests.support.publisher import ARCHIVE as BRIDGE
 from tests.support.publisher import open_on_current, seal_all
 
 pytestmark = pytest.mark.airflow
@@ -58,7 +60,9 @@ ARCHIVES = [
     archive("follows", schedule="0 2 1 1 *", timezone="Europe/Berlin", deadline_hours=5 / 3600),
     archive("beside", model="another"),
     archive("untrained", model="never-trained"),
+    *(archive(name, settings=with_overrides(Settings(), ["catalog.deliveries=folder"])) for name in ("past", BRIDGE)),
 ]
+DELIVERIES = ("2025-03", "2025-06", "2025-09", "2025-12")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,8 @@ def airflow(store: Store, told: Path, tmp_path_factory: pytest.TempPathFactory) 
     (root / "dags" / "promotes.py").write_text(PROMOTES)
     for spec in ARCHIVES:
         (root / "archives" / f"{spec.archive}.yaml").write_text(dump_yaml(spec))
+        for delivery in DELIVERIES:
+            (root / "images" / spec.archive / delivery).mkdir(parents=True)
     env = {
         "PYTHONPATH": ":".join(str(REPOSITORY / folder) for folder in ("lib", ".")),
         "DAMAGE_ATLAS_STORE": store.root,
@@ -94,7 +100,9 @@ def airflow(store: Store, told: Path, tmp_path_factory: pytest.TempPathFactory) 
         "AIRFLOW_CONN_RAY_DEFAULT": json.dumps({"conn_type": "ray", "host": "127.0.0.1", "port": 9}),
     }
     with LocalAirflow(root / "home", root / "dags", env=env) as airflow:
-        airflow.wait_for_dags({"promotes", "prune_runs", *(f"recluster_{spec.archive}" for spec in ARCHIVES)})
+        airflow.wait_for_dags(
+            {"promotes", "prune_runs", "backfill", *(f"recluster_{spec.archive}" for spec in ARCHIVES)}
+        )
         yield airflow
 
 
@@ -185,6 +193,42 @@ def test_a_promoted_model_starts_its_archives_alone(airflow: LocalAirflow) -> No
     assert (run.spec.delivery, run.spec.model, run.spec.model_version) == (None, MODEL, "v1")
     end(airflow, "recluster_follows", run_id)
     assert runs(airflow, "recluster_beside") == {}, "it has another model"
+
+
+def test_past_deliveries_are_run_in_order(airflow: LocalAirflow) -> None:
+    dag = "recluster_past"
+    airflow.call("PATCH", f"/dags/{dag}", {"is_paused": False})
+    backfill = airflow.trigger("backfill", {"archive": "past", "last": "2025-09"})
+    waiting = until(lambda: len(found := runs(airflow, dag)) == 3 and found, "a run for each delivery")
+    order = sorted(waiting, key=lambda run_id: waiting[run_id]["run_after"])
+    assert order == [f"{backfill}__{delivery}" for delivery in DELIVERIES[:3]]
+    for number, run_id in enumerate(order):
+        assert opened(airflow, dag, run_id).spec.delivery == DELIVERIES[number]
+        assert [airflow.run_state(dag, later) for later in order[number + 1 :]] == ["queued"] * (2 - number)
+        end(airflow, dag, run_id)
+    assert airflow.wait_for_run("backfill", backfill, timeout_s=120) == "success"
+
+
+def test_a_backfill_of_what_is_not_there_is_refused(airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("backfill", {"archive": "past", "first": "2024-01"})
+    assert airflow.wait_for_run("backfill", run_id, timeout_s=120) == "failed"
+    said = airflow.task_log("backfill", run_id, "past_deliveries")
+    assert "delivery '2024-01' is not there; there are: 2025-03, 2025-06, 2025-09, 2025-12." in said
+
+
+def test_a_backfill_begins_after_what_is_published(airflow: LocalAirflow, store: Store) -> None:
+    airflow.call("PATCH", f"/dags/recluster_{BRIDGE}", {"is_paused": False})
+    published = open_on_current(store, "first")
+    seal_all(published, DELIVERIES[:2])
+    publish_run(published)
+    run_id = airflow.trigger("backfill", {"archive": BRIDGE, "last": "2025-09"})
+    waiting = until(lambda: runs(airflow, f"recluster_{BRIDGE}"), "a run for the delivery")
+    assert list(waiting) == [f"{run_id}__2025-09"]
+    end(airflow, f"recluster_{BRIDGE}", f"{run_id}__2025-09")
+
+    run_id = airflow.trigger("backfill", {"archive": BRIDGE, "last": "2025-06"})
+    assert airflow.wait_for_run("backfill", run_id, timeout_s=180) == "success"
+    assert airflow.task_states("backfill", run_id)["past_deliveries"] == "skipped"
 
 
 def test_what_was_never_published_is_taken_away(airflow: LocalAirflow, store: Store) -> None:

@@ -60,7 +60,7 @@ def test_lists_in_order_below_a_prefix(store: Store) -> None:
     for key in ("runs/b/x", "runs/a/y", "runs/a/x", "runsbeside/z", "run"):
         store.create(key, b"1")
     assert [item.key for item in store.list("runs")] == ["runs/a/x", "runs/a/y", "runs/b/x"]
-    assert store.list_folders("runs") == ["a", "b"]
+    assert store.list_folders("runs") == ["a", "b"] and store.list_folders() == ["runs", "runsbeside"]
     assert len(list(store.list())) == 5
     assert list(store.list("nothing")) == [] and store.list_folders("nothing") == []
 

@@ -31,9 +31,10 @@ def open_on_current(store: Store, run_id: str) -> Run:
     return open_run(store, spec)
 
 
-def seal_all(run: Run) -> None:
+def seal_all(run: Run, deliveries: tuple[str, ...] = ()) -> None:
     """Every stage but publish, each with an output that only this run has."""
     facts: dict[str, dict[str, Any]] = {
+        "catalog": {"deliveries": list(deliveries)},
         "embed": {"ledger": Ledger(listed=1, embedded=1).model_dump(), "model": "m@v1"},
         "cluster": {"clusters": 1, "next_cluster_id": 2},
     }

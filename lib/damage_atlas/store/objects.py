@@ -132,9 +132,9 @@ class Store:
         """All objects whose key starts with ``prefix/`` (or all), in the order of keys."""
         yield from self._backend.list(_checked(prefix.strip("/")) if prefix.strip("/") else "")
 
-    def list_folders(self, prefix: str) -> Names:
-        """Names one level below ``prefix`` that hold objects, sorted."""
-        return self._backend.list_folders(_checked(prefix.strip("/")))
+    def list_folders(self, prefix: str = "") -> Names:
+        """Names one level below ``prefix`` (or the root) that hold objects, sorted."""
+        return self._backend.list_folders(_checked(prefix.strip("/")) if prefix.strip("/") else "")
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens when it is not there."""
@@ -377,15 +377,17 @@ class _S3Backend:
 
         self._ask(key, put)
 
+    def _start(self, prefix: str) -> str:
+        return self._path(prefix) + "/" if prefix else (f"{self.prefix}/" if self.prefix else "")
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        start = self._path(prefix) + "/" if prefix else (f"{self.prefix}/" if self.prefix else "")
-        for page in self._pages(Prefix=start):
+        for page in self._pages(Prefix=self._start(prefix)):
             for item in page.get("Contents", []):
                 key = item["Key"][len(self.prefix) + 1 if self.prefix else 0 :]
                 yield ObjectInfo(key, item["Size"], item["ETag"].strip('"'))
 
     def list_folders(self, prefix: str) -> Names:
-        start = self._path(prefix) + "/"
+        start = self._start(prefix)
         return sorted(
             item["Prefix"][len(start) :].rstrip("/")
             for page in self._pages(Prefix=start, Delimiter="/")
