@@ -43,13 +43,14 @@ demo: setup ## the main job on a made-up archive: Airflow runs Ray jobs to a pub
 airflow: setup ## the Airflow UI with the demo's DAGs, left running until Ctrl-C
 	@$(BIN)/python -m infra.local.ui
 
-check: setup ## format, lint, types, import rules, compose file, Dockerfiles, bill of materials
+check: setup ## format, lint, types, import rules, compose file, Dockerfiles, Kubernetes files, bill of materials
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint --config infra/images/hadolint.yaml infra/images/*.Dockerfile
+	$(BIN)/kubernetes-validate --strict infra/kubernetes/atlas.yaml infra/kubernetes/network.yaml
 	@mkdir -p var
 	$(SBOM) environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate -o var/sbom.json
 
