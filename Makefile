@@ -12,8 +12,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 AIRFLOW_oldest := --exclude-newer 2025-09-15 apache-airflow==3.0.6
 AIRFLOW_newest := -c requirements.lock apache-airflow
 
-# In an environment of its own: what it needs makes jsonschema, and with it every start of Ray, seconds slower.
-SBOM := $(BIN)/uv tool run --quiet --python $(PYTHON) --from cyclonedx-bom==7.5.0 cyclonedx-py
+# In environments of their own: what the one needs makes jsonschema, and with it every start of Ray, seconds slower, and the
+# other brings 17,000 files.
+TOOL := $(BIN)/uv tool run --quiet --python $(PYTHON)
+SBOM := $(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py
 
 .PHONY: help setup lock demo airflow check test test-lib test-line test-compose test-bridge-oldest test-bridge-newest bench bench-train bench-dags bench-cluster trials up down clean
 
@@ -44,13 +46,14 @@ demo: setup ## the main job on a made-up archive: Airflow runs Ray jobs to a pub
 airflow: setup ## the Airflow UI with the demo's DAGs, left running until Ctrl-C
 	@$(BIN)/python -m infra.local.ui
 
-check: setup ## format, lint, types, import rules, compose file, Dockerfiles, bill of materials
+check: setup ## format, lint, types, import rules, compose file, Dockerfiles, Kubernetes files, bill of materials
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint --config infra/images/hadolint.yaml infra/images/*.Dockerfile
+	$(TOOL) --from kubernetes-validate==1.37.0 kubernetes-validate --strict infra/kubernetes/atlas.yaml infra/kubernetes/network.yaml
 	@mkdir -p var
 	$(SBOM) environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate -o var/sbom.json
 
