@@ -14,8 +14,8 @@ AIRFLOW_newest := -c requirements.lock apache-airflow
 
 # In environments of their own: what the one needs makes jsonschema, and with it every start of Ray, seconds slower, and the
 # other brings 17,000 files.
-TOOL := $(BIN)/uv tool run --quiet --python $(PYTHON)
-SBOM := $(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py
+SBOM := $(BIN)/uv tool run --quiet --python $(PYTHON) --from cyclonedx-bom==7.5.0 cyclonedx-py
+KUBERNETES := $(BIN)/uv tool run --quiet --python $(PYTHON) --from kubernetes-validate==1.37.0 kubernetes-validate
 
 .PHONY: help setup lock demo airflow check test test-lib test-line test-compose test-bridge-oldest test-bridge-newest bench bench-train bench-dags bench-cluster trials up down clean
 
@@ -53,7 +53,7 @@ check: setup ## format, lint, types, import rules, compose file, Dockerfiles, Ku
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint --config infra/images/hadolint.yaml infra/images/*.Dockerfile
-	$(TOOL) --from kubernetes-validate==1.37.0 kubernetes-validate --strict infra/kubernetes/atlas.yaml infra/kubernetes/network.yaml
+	$(KUBERNETES) --strict infra/kubernetes/atlas.yaml infra/kubernetes/network.yaml
 	@mkdir -p var
 	$(SBOM) environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate -o var/sbom.json
 
