@@ -130,11 +130,11 @@ class Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key starts with ``prefix/`` (or all), in the order of keys."""
-        yield from self._backend.list(_checked(prefix.strip("/")) if prefix.strip("/") else "")
+        yield from self._backend.list(_checked_prefix(prefix))
 
     def list_folders(self, prefix: str = "") -> Names:
         """Names one level below ``prefix`` (or the root) that hold objects, sorted."""
-        return self._backend.list_folders(_checked(prefix.strip("/")) if prefix.strip("/") else "")
+        return self._backend.list_folders(_checked_prefix(prefix))
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens when it is not there."""
@@ -213,6 +213,11 @@ def _checked(key: str) -> str:
     if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
         raise InputError(f"{key!r} is not a key: it must stay below the store's root.")
     return key
+
+
+def _checked_prefix(prefix: str) -> str:
+    """Without slashes around it; empty for the root."""
+    return _checked(stripped) if (stripped := prefix.strip("/")) else ""
 
 
 class _Backend(Protocol):
