@@ -85,6 +85,10 @@ class AirflowApi:
         self.call("PATCH", path, {"state": "failed"})
         self.call("DELETE", path)
 
+    def delete_dag(self, dag_id: str) -> None:
+        """The bin beside a DAG's name: its runs and what is known of it are deleted."""
+        self.call("DELETE", f"/dags/{dag_id}")
+
     def run_state(self, dag_id: str, run_id: str) -> str:
         """State of a run: queued, running, success or failed."""
         return str(self.get(f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}")["state"])

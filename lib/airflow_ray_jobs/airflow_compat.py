@@ -23,6 +23,11 @@ except ImportError:  # Airflow 3.0
     from airflow.hooks.base import BaseHook
     from airflow.utils.operator_helpers import determine_kwargs
 
+try:
+    from airflow.sdk.configuration import conf
+except ImportError:
+    from airflow.configuration import conf
+
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
@@ -41,7 +46,9 @@ __all__ = [
     "TriggerEvent",
     "connection_for_trigger",
     "determine_kwargs",
+    "heartbeat_interval_s",
     "instance_id",
+    "keeps_numbers",
     "recall",
     "remember",
     "task_decorator_factory",
@@ -53,7 +60,7 @@ __all__ = [
 TELLS_OF_KILLS = hasattr(BaseTrigger, "on_kill")
 
 INSTANCE_VARIABLE = "airflow_ray_jobs_instance"
-SETTLE_S = 2.0  # once in the life of an Airflow
+SETTLE_S = 5.0  # once in the life of an Airflow
 
 
 async def connection_for_trigger(conn_id: str) -> Connection:
@@ -61,6 +68,16 @@ async def connection_for_trigger(conn_id: str) -> Connection:
     if hasattr(BaseHook, "aget_connection"):
         return await BaseHook.aget_connection(conn_id)
     return await sync_to_async(BaseHook.get_connection)(conn_id)
+
+
+def heartbeat_interval_s() -> float:
+    """How long after a task's process has ended its supervisor may still live, in seconds."""
+    return float(conf.getint("workers", "min_heartbeat_interval", fallback=5))
+
+
+def keeps_numbers(context: Context) -> bool:
+    """Whether :func:`remember` keeps anything here."""
+    return context.get("task_state_store") is not None
 
 
 def remember(context: Context, key: str, value: int) -> None:

@@ -220,7 +220,14 @@ class AsyncRayJobsClient:
 
 def _settings(address: RayAddress, timeout_s: float) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {address.token}"} if address.token else {}
-    return {"base_url": address.url, "headers": headers, "timeout": timeout_s, "verify": _verification(address)}
+    # Without TLS no proxy of the environment: it would read the token.
+    return {
+        "base_url": address.url,
+        "headers": headers,
+        "timeout": timeout_s,
+        "verify": _verification(address),
+        "trust_env": httpx.URL(address.url).scheme == "https",
+    }
 
 
 def _verification(address: RayAddress) -> ssl.SSLContext | bool:

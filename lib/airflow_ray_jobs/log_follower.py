@@ -25,10 +25,17 @@ class LogFollower:
         others: a job that floods its log must not flood Airflow's.
         """
         end = len(log) if ended else log.rfind("\n") + 1
-        fresh = log[self._shown_chars : end].removesuffix("\n").split("\n")
-        self._shown_chars = max(self._shown_chars, end)
-        if (left_out := len(fresh) - MAX_LINES_AT_ONCE) > 0:
+        begin, self._shown_chars = self._shown_chars, max(self._shown_chars, end)
+        end -= log.endswith("\n", begin, end)
+        # From the end, and no list of all lines: a log may have 100 MB.
+        last = end
+        for _ in range(MAX_LINES_AT_ONCE):
+            if (last := log.rfind("\n", begin, last)) < 0:
+                break
+        else:
+            left_out = log.count("\n", begin, last) + 1
             yield f"[{left_out} lines are left out here; Ray's dashboard has the whole log]"
-        for line in fresh[-MAX_LINES_AT_ONCE:]:
+            begin = last + 1
+        for line in log[begin:end].split("\n"):
             if shown := shown_line(line):
                 yield shown

@@ -13,7 +13,9 @@ from airflow_ray_jobs.airflow_compat import (
     BaseOperator,
     Context,
     TaskDeferred,
+    heartbeat_interval_s,
     instance_id,
+    keeps_numbers,
     recall,
     remember,
 )
@@ -36,8 +38,7 @@ from airflow_ray_jobs.trigger import RayJobTrigger
 Answer = TypeVar("Answer")
 
 SUBMITTED = "ray_job_attempt"  # keys of the task state store: the latest attempt that was submitted,
-LAST_TRY = "ray_job_last_try"  # the last try that Airflow allowed then, which rises when a person clears the task,
-TAKEN = "ray_job_taken"  # and the attempt whose result the task handed over
+LAST_TRY = "ray_job_last_try"  # and the last try that Airflow allowed then, which rises when a person clears the task
 
 
 class RayJobOperator(BaseOperator):
@@ -163,7 +164,6 @@ class RayJobOperator(BaseOperator):
 
     def _finish(self, context: Context, outcome: Outcome) -> dict[str, Any] | None:
         if outcome.step == Step.TAKE.value:
-            remember(context, TAKEN, outcome.attempt)
             return outcome.result
         raise (AirflowException if outcome.retryable else AirflowFailException)(outcome.message)
 
@@ -194,7 +194,10 @@ class RayJobOperator(BaseOperator):
             )
 
     def _stand(self, context: Context, attempt: int) -> Stand:
-        if attempt and (recall(context, TAKEN) == attempt or self._cleared_since(context)):
+        # An attempt that this task instance would remember, and does not, is of a run that was deleted, and whose id a
+        # new run has now.
+        forgotten = keeps_numbers(context) and attempt > recall(context, SUBMITTED)
+        if attempt and (forgotten or self._cleared_since(context)):
             return Stand.CLEARED
         return Stand.LATER_TRY if context["ti"].try_number > 1 else Stand.FIRST_TRY
 
@@ -263,6 +266,7 @@ class RayJobOperator(BaseOperator):
             patience_s=self.patience.total_seconds(),
             wanted=self._wanted(),
             try_number=context["ti"].try_number,
+            settle_s=heartbeat_interval_s() + 1,
         )
         raise TaskDeferred(trigger=trigger, method_name="resume")
 

@@ -26,6 +26,7 @@ RESULT_MARK = "RAY_JOB_RESULT "
 FAILURE_MARK = "RAY_JOB_FAILURE "
 ATTEMPT_VARIABLE = "RAY_JOB_ATTEMPT"
 MAX_RESULT_BYTES = 16 * 1024
+_END_CHARS = 64 * 1024
 MAX_ID_LENGTH = 180  # Ray makes a file name of the id
 
 
@@ -69,9 +70,10 @@ def read_failure(log: str) -> Failure | None:
         return None
 
 
-def last_lines(log: str, count: int = 12) -> str:
-    """The last ``count`` lines that say something, for an error message."""
-    lines = [shown_line(line) for line in log.split("\n") if line.strip() and not line.startswith(FAILURE_MARK)]
+def last_lines(log: str, count: int = 40) -> str:
+    """The last ``count`` lines that say something, for an error message: a traceback, and what came before it."""
+    end = log[-_END_CHARS:]  # a log may have 100 MB
+    lines = [shown_line(line) for line in end.split("\n") if line.strip() and not line.startswith(FAILURE_MARK)]
     return "\n".join(lines[-count:])
 
 
@@ -92,6 +94,15 @@ def attempt_id(base: str, attempt: int) -> str:
     return f"{clean}-{attempt}"
 
 
+def split_id(submission_id: str) -> tuple[str, int]:
+    """Base and attempt of an id that :func:`attempt_id` made; any other is its own base, at attempt 0."""
+    base, _, number = submission_id.rpartition("-")
+    return (base, int(number)) if number.isdecimal() else (submission_id, 0)
+
+
 def _last_marked(log: str, mark: str) -> str | None:
-    marked = [line for line in log.split("\n") if line.startswith(mark)]
-    return marked[-1].removeprefix(mark).strip() if marked else None
+    begin = log.rfind("\n" + mark) + 1
+    if not log.startswith(mark, begin):
+        return None
+    end = log.find("\n", begin)
+    return log[begin + len(mark) : None if end < 0 else end].strip()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from airflow_ray_jobs.client import JobInfo, RayJobsClient
 from airflow_ray_jobs.errors import RayJobsError
 from airflow_ray_jobs.owner import Owner
+from airflow_ray_jobs.protocol import split_id
 from airflow_ray_jobs.status import ABANDONED, LIVE
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def reap(
     grace_s: float,
     confirm_after_s: float,
 ) -> Reaped:
-    """Stop the live jobs of this Airflow whose task instance is gone, has ended or was cleared.
+    """Stop the live jobs of this Airflow whose task instance is gone, has ended or was cleared, or which it overtook.
 
     Every job is looked at twice, ``confirm_after_s`` apart, and stopped only if both looks agree: a scheduler that
     restarts leaves tasks without a state for a moment. All questions come before the first stop, so nothing is
@@ -53,15 +54,15 @@ def reap(
         return Reaped(len(ours))
     time.sleep(confirm_after_s)
     again = _ours(client.jobs(), instance, grace_s)
-    orphans = _orphans({name: owner for name, owner in again.items() if name in orphans}, state_of)
+    still = _orphans(again, state_of)
     reaped = Reaped(len(ours))
-    for submission_id, why in orphans.items():
+    for submission_id in [name for name in still if name in orphans]:
         try:
             client.stop(submission_id)
         except RayJobsError as error:
             reaped.errors.append(f"{submission_id}: {error}")
         else:
-            log.warning("Asked Ray to stop job %s: %s", submission_id, why)
+            log.warning("Asked Ray to stop job %s: %s", submission_id, still[submission_id])
             reaped.stopped.append(submission_id)
     return reaped
 
@@ -81,8 +82,18 @@ def _ours(jobs: Iterable[JobInfo], instance: str, grace_s: float) -> dict[str, O
 def _orphans(jobs: dict[str, Owner], state_of: Callable[[Owner], str]) -> dict[str, str]:
     """The jobs whose task no longer wants them, each with the reason in words."""
     states = {submission_id: state_of(owner) for submission_id, owner in jobs.items()}
-    return {
+    orphans = {
         submission_id: f"{jobs[submission_id]} is {state}"
         for submission_id, state in states.items()
         if state in ABANDONED
     }
+    # A try that was held up, or cut short, while it submitted may have started one that its successor does not know.
+    latest: dict[tuple[Owner, str], int] = {}
+    for submission_id, owner in jobs.items():
+        base, attempt = split_id(submission_id)
+        latest[owner, base] = max(attempt, latest.get((owner, base), 0))
+    for submission_id, owner in jobs.items():
+        base, attempt = split_id(submission_id)
+        if attempt < latest[owner, base]:
+            orphans.setdefault(submission_id, f"{owner} is at attempt {latest[owner, base]}")
+    return orphans

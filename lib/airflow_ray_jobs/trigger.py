@@ -42,6 +42,8 @@ class RayJobTrigger(BaseTrigger):
     :param patience_s: seconds without an answer from Ray after which the try fails.
     :param wanted: what the job's own process asks for, by Ray's names.
     :param try_number: the try of the task that waits; part of the event.
+    :param settle_s: seconds from ``waiting_since_s`` before which no event is fired. The process that deferred the task
+        may live on for a heartbeat; an Airflow that sees it end after the event takes the task for lost and fails it.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class RayJobTrigger(BaseTrigger):
         patience_s: float,
         wanted: Mapping[str, float] | None = None,
         try_number: int | None = None,
+        settle_s: float = 0,
     ) -> None:
         super().__init__()
         self.ray_conn_id = ray_conn_id
@@ -71,6 +74,7 @@ class RayJobTrigger(BaseTrigger):
         # A task that was deferred before there were these has none.
         self.wanted = dict(wanted or {})
         self.try_number = try_number
+        self.settle_s = settle_s
         self._follower = LogFollower()
         self._next_log_at = 0.0
         self._next_queue_look_at = time.monotonic() + QUEUE_LOOK_S
@@ -79,7 +83,7 @@ class RayJobTrigger(BaseTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What a triggerer needs to build this trigger again; the token stays in the connection."""
         names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "waiting_since_s",
-                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted", "try_number")  # fmt: skip
+                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted", "try_number", "settle_s")  # fmt: skip
         return "airflow_ray_jobs.trigger.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -95,6 +99,8 @@ class RayJobTrigger(BaseTrigger):
             if not TELLS_OF_KILLS and self.task_instance is not None:
                 await self.on_kill()
             raise
+        # Clocks differ: never longer than the whole.
+        await asyncio.sleep(min(self.settle_s, self.waiting_since_s + self.settle_s - time.time()))
         yield TriggerEvent({**outcome.payload(), "try_number": self.try_number})
 
     async def on_kill(self) -> None:

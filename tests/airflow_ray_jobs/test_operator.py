@@ -57,6 +57,7 @@ def test_bad_input_is_not_retried(task: TaskInstance) -> None:
 
 
 def test_failed_before_the_first_look(task: TaskInstance, client: RayJobsClient) -> None:
+    task.store["ray_job_attempt"] = 1  # its worker was cut off before the task was deferred
     submit(client, "failed_before_the_first_look-1", "echo early; exit 1")
     wait_for(client, "failed_before_the_first_look-1", "FAILED")
     with pytest.raises(AirflowException, match="early"):
@@ -101,7 +102,9 @@ def test_takes_a_result_that_is_there_but_repeats_cleared_work(task: TaskInstanc
     trigger = task.begin(operator)
     asyncio.run(first_event(trigger))  # the try dies before it hears of the end
     assert task.begin(operator) == {"n": 1}
-    assert task.run(operator) == {"n": 2}  # cleared by a person: the result had been handed over
+    assert task.begin(operator) == {"n": 1}  # that worker died before it could say so
+    task.max_tries = task.try_number  # what Airflow does when a person clears it
+    assert task.run(operator) == {"n": 2}
 
 
 def test_clearing_counts_for_a_job_that_has_ended(task: TaskInstance) -> None:
@@ -149,6 +152,26 @@ def test_the_job_of_another_task_is_not_adopted(
     client.submit(JobRequest(f"{task.base}-1", "true", {}, other.labels()))
     with pytest.raises(AirflowFailException, match="was submitted by d.t.*submission_id of its own"):
         task.begin(task.operator())
+
+
+@pytest.mark.parametrize("entrypoint", ["true", "exit 1"])
+def test_a_run_that_takes_the_id_of_a_deleted_one_begins_anew(task: TaskInstance, entrypoint: str) -> None:
+    task.base = f"begins-anew-{entrypoint.replace(' ', '-')}"
+    asyncio.run(first_event(task.begin(task.operator(entrypoint))))
+    task.store.clear()  # what Airflow does when a person deletes the run
+    task.try_number = 0
+    assert task.run(task.operator())["submission_id"] == f"{task.base}-2"
+
+
+def test_no_event_before_the_process_of_the_task_is_gone(
+    task: TaskInstance, client: RayJobsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow takes a task for lost whose process ends after the event; by default it may live on for 5 s."""
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "9")
+    trigger = task.begin(task.operator())
+    wait_for(client, trigger.submission_id)
+    asyncio.run(first_event(trigger))
+    assert time.time() - trigger.waiting_since_s >= 10
 
 
 def test_a_lost_attempt_is_not_used_again(task: TaskInstance) -> None:

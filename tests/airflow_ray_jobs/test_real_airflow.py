@@ -21,6 +21,17 @@ from datetime import timedelta
 from airflow.sdk import DAG, task
 from airflow_ray_jobs import RayJobOperator, RayReaperOperator
 
+# The driver holds the CPU of one node, so the remote function runs on the other.
+FAR_AWAY = """
+import ray, sys
+ray.init()
+@ray.remote(num_cpus=1)
+def far():
+    print("the crane is gone", file=sys.stderr, flush=True)
+    raise ValueError("seven")
+ray.get(far.remote())
+"""
+
 def job(dag_id, entrypoint, tasks=1, **settings):
     with DAG(dag_id, schedule=None, default_args={"retry_delay": timedelta(seconds=1)}):
         before = None
@@ -34,6 +45,8 @@ job("passes", """echo hello from $RAY_JOB_ATTEMPT; echo 'RAY_JOB_RESULT {"uri": 
 job("recovers", """[ {attempt} -gt 1 ] || { echo ValueError: seven; exit 3; }""", retries=1)
 job("rejects", """echo 'RAY_JOB_FAILURE {"retryable": false, "message": "no images"}'; exit 2""", retries=3)
 job("lasts", "sleep 300")
+job("goes", "sleep 300")
+job("fails_far_away", f"python -c '{FAR_AWAY}'", num_cpus=1)
 job("survives", "echo begun; sleep 45; echo done")
 job("short", "true", tasks=3)
 
@@ -51,7 +64,18 @@ with DAG("decorated", schedule=None, default_args={"retry_delay": timedelta(seco
 with DAG("reaper", schedule=None):
     RayReaperOperator(task_id="reap", grace=timedelta(seconds=1), confirm_after=timedelta(seconds=2))
 '''
-DAG_IDS = {"passes", "recovers", "rejects", "lasts", "survives", "short", "decorated", "reaper"}
+DAG_IDS = {
+    "passes",
+    "recovers",
+    "rejects",
+    "lasts",
+    "goes",
+    "fails_far_away",
+    "survives",
+    "short",
+    "decorated",
+    "reaper",
+}
 # Whether this Airflow has a task state store: without one a new try cannot know that a person cleared the task.
 REMEMBERS = Version(airflow_version) >= Version("3.3.0")
 HEALTH_CHECK_S = 15  # a dead triggerer is missed after this; Airflow's default is 30
@@ -65,6 +89,7 @@ def airflow(local_ray: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> It
     env = {
         "PYTHONPATH": f"{REPOSITORY / 'lib'}:{REPOSITORY}",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(HEALTH_CHECK_S),
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "5",  # Airflow's default, under which a quick event is a lost task
         "AIRFLOW__API__ENABLE_XCOM_DESERIALIZE_SUPPORT": "True",  # Airflow 3.0 gives XComs as text otherwise
         **local_ray.airflow_env,
     }
@@ -154,6 +179,24 @@ def test_deleting_the_run_stops_the_job(airflow: LocalAirflow, client: RayJobsCl
     airflow.delete_run("lasts", run_id)
     assert wait_for(client, submission_id, timeout_s=60).status == "STOPPED"
     print(f"\nrun deleted; Ray job stopped after {time.monotonic() - begin:.1f} s")
+
+
+def test_deleting_the_dag_stops_the_job(airflow: LocalAirflow, client: RayJobsClient) -> None:
+    submission_id = submitted_job(airflow, "goes", airflow.trigger("goes"))
+    wait_for(client, submission_id, "RUNNING")
+    begin = time.monotonic()
+    airflow.delete_dag("goes")
+    assert wait_for(client, submission_id, timeout_s=60).status == "STOPPED"
+    print(f"\nDAG deleted; Ray job stopped after {time.monotonic() - begin:.1f} s")
+
+
+def test_the_end_of_a_remote_worker_s_log_is_in_the_error(airflow: LocalAirflow) -> None:
+    """On another node than the driver's, of which Ray itself only says that the task failed."""
+    run_id = airflow.trigger("fails_far_away")
+    assert airflow.wait_for_run("fails_far_away", run_id, 150) == "failed"
+    log = airflow.task_log("fails_far_away", run_id, "job")
+    error = log[log.index("AirflowException") :]
+    assert "the crane is gone" in error and "ValueError: seven" in error
 
 
 def test_the_reaper_stops_what_no_task_waits_for(airflow: LocalAirflow, client: RayJobsClient) -> None:

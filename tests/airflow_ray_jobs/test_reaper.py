@@ -86,6 +86,25 @@ def test_a_state_that_was_there_for_a_moment_stops_nothing(client: RayJobsClient
     assert running(client, jobs) == set(jobs)
 
 
+def test_an_attempt_that_was_overtaken_is_stopped(client: RayJobsClient) -> None:
+    """A try that was cut short while it submitted left a job that its successor does not know."""
+    owner = Owner(OURS, "d", "r", "mine", -1)
+    ids = ["overtaken-9", "overtaken-10", "overtaken-of-another-name-1"]
+    for submission_id in ids:
+        client.submit(JobRequest(submission_id, "sleep 200", {}, owner.labels()))
+    for submission_id in ids:
+        wait_for(client, submission_id, "RUNNING")
+    try:
+        reaped = reap(client, lambda owner: "deferred", OURS, grace_s=0, confirm_after_s=0.1)
+        assert (reaped.ours, reaped.stopped) == (3, ["overtaken-9"])
+        assert wait_for(client, "overtaken-9").status == "STOPPED"
+    finally:
+        for submission_id in ids:
+            client.stop(submission_id)
+        for submission_id in ids:
+            wait_for(client, submission_id)
+
+
 def test_a_young_job_is_left_alone(client: RayJobsClient, jobs: dict[str, str]) -> None:
     reaped = reap(client, lambda owner: GONE, OURS, grace_s=600, confirm_after_s=0)
     assert (reaped.ours, reaped.stopped) == (0, [])
