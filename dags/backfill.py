@@ -56,6 +56,11 @@ with DAG(
         with told_to_airflow():
             archive = archive_named(params["archive"])
             there = sorted(Store(located(archive.images)).list_folders())
+            if not there:
+                raise InputError(
+                    f"there is no delivery under {located(archive.images)}, as the machine sees it that runs Airflow's "
+                    "tasks. It has to see the images as Ray does."
+                )
             for name in (params["first"], params["last"]):
                 if name and name not in there:
                     raise InputError(f"delivery {name!r} is not there; there are: {', '.join(there) or 'none'}.")
@@ -77,8 +82,9 @@ with DAG(
         task_id="recluster",
         trigger_dag_id="recluster_{{ params.archive }}",
         fail_when_dag_is_paused=True,
-        skip_when_already_exists=True,  # a try that was cut short had triggered it
+        skip_when_already_exists=True,  # when a person clears the task
         max_active_tis_per_dagrun=1,  # one after the other, in order
+        retries=0,  # while it waited to be tried again, later deliveries would pass it; Airflow's own client is patient
         doc_md="Puts a run of the archive's DAG into its queue.",
     ).expand_kwargs(past_deliveries())
 

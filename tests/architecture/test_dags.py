@@ -135,7 +135,10 @@ def test_every_task_has_an_owner_an_end_and_a_description(dags: dict[str, Any]) 
         for name, task in dag["tasks"].items():
             assert task["owner"] not in (None, "", "airflow"), (dag_id, name)
             assert 0 < (task["timeout_s"] or 0) <= 12 * 3600, (dag_id, name)
-            assert 1 <= task["retries"] <= 3 and task["docs"], (dag_id, name)
+            assert task["docs"], (dag_id, name)
+            # While a delivery waited to be tried again, later ones would pass it.
+            in_order = (dag_id, name) == ("backfill", "recluster")
+            assert task["retries"] == 0 if in_order else 1 <= task["retries"] <= 3, (dag_id, name)
 
 
 def test_people_are_told_of_what_fails_and_of_what_is_late(dags: dict[str, Any], tmp_path: Path) -> None:
