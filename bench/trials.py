@@ -9,7 +9,7 @@ took is started again after some seconds, as the compose file's restart policy d
 
 After each trial the reaper runs, and then
 
-* no job of ours lives (``orphans``);
+* no job of ours lives, nor a process of a worker, which a head that was killed would not know (``orphans``);
 * at no time two attempts of one job lived (``duplicates``);
 * a crash of somebody else's stopped no job (``healthy_killed``);
 * a run that has to survive has published one version, sound, whose tables are those of an undisturbed run; any other
@@ -19,7 +19,8 @@ Waiting is cut short: a task whose worker is dead is missed after 20 s (Airflow'
 triggerer's tasks are taken over after 30 s, retries come after 2 s (the project's: 30).
 
 Results are appended to LOG, with commit, seed, time and stage; the same command goes on with what is not there.
-``--table`` prints the table of what is there and runs nothing.
+``--again`` also runs the trials again whose last result was bad; the table shows every result, and the exit code says
+whether the last one of each trial was good. ``--table`` prints the table of what is there and runs nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from damage_atlas.spec import ArchiveSpec, CatalogSpec, ClusterSpec, Settings, d
 from damage_atlas.store import Store, list_versions
 from infra.local.airflow_api import FINISHED
 from infra.local.postgres import LocalPostgres
-from infra.local.processes import LocalServiceError
+from infra.local.processes import LocalServiceError, commands
 from infra.local.stack import LocalStack, local_stack
 
 IMAGES = 200
@@ -103,12 +104,14 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no trial after these")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     log: Path = arguments.log
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     rows = [row for row in rows if row["seed"] == arguments.seed]
-    done = {row["trial"]["number"] for row in rows}
+    was_good = {row["trial"]["number"]: row["good"] for row in rows}
+    done = {number for number, good in was_good.items() if good or not arguments.again}
     left = [trial for trial in trials(arguments.each, arguments.seed) if trial.number not in done]
     if left and not arguments.table:
         end = time.monotonic() + 60 * arguments.minutes
@@ -118,11 +121,12 @@ def main() -> None:
                     break
                 row = {"seed": arguments.seed, **bench.run_in_time(trial)}
                 rows.append(row)
+                was_good[trial.number] = row["good"]
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
     print(table(rows))
-    sys.exit(any(not row["good"] for row in rows))
+    sys.exit(not all(was_good.values()))
 
 
 class Bench:
@@ -220,7 +224,7 @@ class Bench:
             reaper = self.airflow.trigger("reaper")
             reaped = self.airflow.wait_for_run("reaper", reaper, 180)
             time.sleep(5)
-            orphans = jobs.living()
+            orphans = jobs.living() + [f"process {each.pid}" for each in commands("-m workers.", f"{self.store.root}")]
         survives = trial.strike not in ("mark failed", "task timeout", "DAG-run deletion")
         found = {
             "state": state,
