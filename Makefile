@@ -51,19 +51,21 @@ check: setup ## format, lint, types, import rules, compose file, Dockerfiles, Ku
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml infra/compose/*.yml
 	$(BIN)/hadolint --config infra/images/hadolint.yaml infra/images/*.Dockerfile
 	$(KUBERNETES) --strict infra/kubernetes/atlas.yaml infra/kubernetes/network.yaml
 	@mkdir -p var
 	$(SBOM) environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate -o var/sbom.json
 
 test-lib: setup ## the library's tests alone: no Ray, Airflow or server
-	$(BIN)/python -m pytest tests/lib tests/architecture
+	$(BIN)/python -m pytest $(TWO) tests/lib tests/architecture
 
-# Three runs: what the bridge's tests start must be gone before the next ones start theirs.
+# Three runs: what the bridge's tests start must be gone before the next ones start theirs. Two processes, each with
+# servers of its own, where tests wait for one core or for others; the last ones need the machine for themselves.
+TWO := -n 2 --dist loadfile
 test: setup ## the tests: library, real Ray, real Airflow, real S3 server, real browser
-	$(BIN)/python -m pytest tests/lib tests/store tests/architecture tests/browser tests/demo tests/monitoring tests/security
-	$(BIN)/python -m pytest tests/airflow_ray_jobs
+	$(BIN)/python -m pytest $(TWO) tests/lib tests/store tests/architecture tests/browser tests/demo tests/monitoring tests/security
+	$(BIN)/python -m pytest $(TWO) tests/airflow_ray_jobs
 	$(BIN)/python -m pytest tests/ray tests/airflow
 
 test-line: setup ## the long tests: the DAGs on real Airflow, Ray and S3; more of the workers (25 minutes)
