@@ -63,7 +63,7 @@ with DAG(
                 )
             for name in (params["first"], params["last"]):
                 if name and name not in there:
-                    raise InputError(f"delivery {name!r} is not there; there are: {', '.join(there) or 'none'}.")
+                    raise InputError(f"delivery {name!r} is not there; there are: {', '.join(there)}.")
             listed = _listed(archive.archive)
         found = [
             name
@@ -74,7 +74,7 @@ with DAG(
             and (not params["last"] or name <= params["last"])
         ]
         if not found:
-            raise AirflowSkipException(f"of {', '.join(there) or 'no deliveries'}, all are listed up to {listed}")
+            raise AirflowSkipException(f"of {', '.join(there)}, all are listed up to {listed}")
         print(f"{len(found)} deliveries: {', '.join(found)}")
         return [{"conf": {"delivery": name}, "trigger_run_id": f"{run_id}__{name}"} for name in found]
 

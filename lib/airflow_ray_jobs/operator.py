@@ -32,13 +32,15 @@ from airflow_ray_jobs.outcome import Outcome, outcome_of
 from airflow_ray_jobs.owner import Owner
 from airflow_ray_jobs.preflight import check_ray, guard_variables, guarded
 from airflow_ray_jobs.protocol import ATTEMPT_VARIABLE, attempt_id
-from airflow_ray_jobs.status import TERMINAL, Stand, Step, next_step
+from airflow_ray_jobs.status import Stand, Step, next_step
 from airflow_ray_jobs.trigger import RayJobTrigger
 
 Answer = TypeVar("Answer")
 
 SUBMITTED = "ray_job_attempt"  # keys of the task state store: the latest attempt that was submitted,
-LAST_TRY = "ray_job_last_try"  # and the last try that Airflow allowed then, which rises when a person clears the task
+LAST_TRY = "ray_job_last_try"  # and the last try that Airflow allowed then, which moves when a person clears the task
+
+SETTLE_S = 2.0  # from the end of the process that deferred a task to Airflow's knowing of it, beside the heartbeat
 
 
 class RayJobOperator(BaseOperator):
@@ -117,15 +119,17 @@ class RayJobOperator(BaseOperator):
                 self._submit_and_defer(client, context, attempt + 1)
             submission_id = self._id(context, attempt)
             if step is Step.WAIT:
-                if self._cleared_since(context):
+                if stand is Stand.CLEARED:
                     # The earlier try's trigger may find this try waiting already, and then leaves the job alone.
-                    self.log.info("The task was cleared: stopping Ray job %s of an earlier try.", submission_id)
+                    self.log.info(
+                        "Stopping Ray job %s: the task was cleared, or its run deleted, since.", submission_id
+                    )
                     self._in_flight = submission_id
                     self._patiently(lambda: client.stop(submission_id))
                 else:
                     # Not in flight: a worker that is told to end now must not take another try's healthy job along.
                     self.log.info("Adopting Ray job %s, which an earlier try submitted.", submission_id)
-                self._defer(context, submission_id, attempt, adopted=True)
+                self._defer(context, submission_id, attempt, Stand.CLEARED if stand is Stand.CLEARED else Stand.ADOPTED)
             self.log.info("Ray job %s has ended already; taking its outcome.", submission_id)
             log = self._patiently(lambda: client.log(submission_id))
         return self._finish(context, outcome_of(info, stand, submission_id, attempt, log))
@@ -138,15 +142,9 @@ class RayJobOperator(BaseOperator):
             return self.execute(context)
         outcome = Outcome.read(said)
         if outcome.step == Step.SUBMIT.value:
-            self.log.info("%s, and it was not submitted by this try.", outcome.message)
+            self.log.info("%s, and its outcome is not this try's.", outcome.message)
             with self._client() as client:
                 self._submit_and_defer(client, context, outcome.attempt + 1)
-        if self._cleared_since(context):
-            with self._client() as client:
-                info = self._patiently(lambda: client.job(outcome.submission_id))
-                if info is None or info.status in TERMINAL:
-                    self.log.info("Ray job %s ended before the clearing reached it.", outcome.submission_id)
-                    self._submit_and_defer(client, context, outcome.attempt + 1)
         return self._finish(context, outcome)
 
     def on_kill(self) -> None:
@@ -194,17 +192,16 @@ class RayJobOperator(BaseOperator):
             )
 
     def _stand(self, context: Context, attempt: int) -> Stand:
-        # An attempt that this task instance would remember, and does not, is of a run that was deleted, and whose id a
-        # new run has now.
+        # An attempt that this task instance would remember, and does not, is of a run that was deleted and whose id a new
+        # run has now (or of an Airflow before 3.3, which remembered nothing).
         forgotten = keeps_numbers(context) and attempt > recall(context, SUBMITTED)
         if attempt and (forgotten or self._cleared_since(context)):
             return Stand.CLEARED
         return Stand.LATER_TRY if context["ti"].try_number > 1 else Stand.FIRST_TRY
 
     def _cleared_since(self, context: Context) -> bool:
-        """Whether a person cleared the task after its latest attempt was submitted."""
-        last_try = recall(context, LAST_TRY)
-        return 0 < last_try < _last_try(context)
+        """Whether a person cleared the task after its latest attempt was submitted: nothing else moves its last try."""
+        return recall(context, LAST_TRY) not in (0, _last_try(context))
 
     def _submit_and_defer(self, client: RayJobsClient, context: Context, attempt: int) -> NoReturn:
         if self.same_versions:
@@ -222,7 +219,7 @@ class RayJobOperator(BaseOperator):
         except InvalidRequest as error:
             raise AirflowFailException(f"Ray job {request.submission_id}: {error}") from error
         self.log.info("Submitted Ray job %s: %s", request.submission_id, request.entrypoint)
-        self._defer(context, request.submission_id, attempt, adopted=False)
+        self._defer(context, request.submission_id, attempt, Stand.OWN)
 
     def _request(self, context: Context, attempt: int) -> JobRequest:
         # Not str.format: entrypoints may hold JSON.
@@ -253,12 +250,13 @@ class RayJobOperator(BaseOperator):
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.custom_resources}
         return {name: amount for name, amount in wanted.items() if amount}
 
-    def _defer(self, context: Context, submission_id: str, attempt: int, adopted: bool) -> NoReturn:
+    def _defer(self, context: Context, submission_id: str, attempt: int, stand: Stand) -> NoReturn:
         trigger = RayJobTrigger(
             ray_conn_id=self.ray_conn_id,
             submission_id=submission_id,
             attempt=attempt,
-            adopted=adopted,
+            adopted=stand is not Stand.OWN,
+            again=stand is Stand.CLEARED,
             max_poll_s=self.max_poll.total_seconds(),
             waiting_since_s=time.time(),
             job_timeout_s=self.job_timeout.total_seconds() if self.job_timeout else None,
@@ -266,7 +264,7 @@ class RayJobOperator(BaseOperator):
             patience_s=self.patience.total_seconds(),
             wanted=self._wanted(),
             try_number=context["ti"].try_number,
-            settle_s=heartbeat_interval_s() + 1,
+            settle_s=heartbeat_interval_s() + SETTLE_S,
         )
         raise TaskDeferred(trigger=trigger, method_name="resume")
 

@@ -72,7 +72,9 @@ def read_failure(log: str) -> Failure | None:
 
 def last_lines(log: str, count: int = 40) -> str:
     """The last ``count`` lines that say something, for an error message: a traceback, and what came before it."""
-    end = log[-_END_CHARS:]  # a log may have 100 MB
+    end = log.rstrip()
+    if len(end) > _END_CHARS:  # a log may have 100 MB
+        end = end[-_END_CHARS:].partition("\n")[2] or end[-_END_CHARS:]
     lines = [shown_line(line) for line in end.split("\n") if line.strip() and not line.startswith(FAILURE_MARK)]
     return "\n".join(lines[-count:])
 

@@ -10,9 +10,7 @@ class Stand(enum.Enum):
 
     FIRST_TRY = "first try"  # the task begins its first try
     LATER_TRY = "later try"  # the task begins again after a try that failed or was killed
-    CLEARED = (
-        "cleared"  # a person asks for the work again: the result had been handed over, or the task was cleared since
-    )
+    CLEARED = "cleared"  # the work is wanted again: a person cleared the task since, or the job is a deleted run's
     OWN = "own"  # it waits for a job that this try submitted
     ADOPTED = "adopted"  # it waits for a job that an earlier try had submitted
 

@@ -42,8 +42,9 @@ class RayJobTrigger(BaseTrigger):
     :param patience_s: seconds without an answer from Ray after which the try fails.
     :param wanted: what the job's own process asks for, by Ray's names.
     :param try_number: the try of the task that waits; part of the event.
-    :param settle_s: seconds from ``waiting_since_s`` before which no event is fired. The process that deferred the task
-        may live on for a heartbeat; an Airflow that sees it end after the event takes the task for lost and fails it.
+    :param settle_s: seconds before which no event is fired. The process that deferred the task may live on for a
+        heartbeat; an Airflow that sees it end after the event takes the task for lost and fails it.
+    :param again: whether the work is wanted again: however the job ends, the next attempt follows.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RayJobTrigger(BaseTrigger):
         wanted: Mapping[str, float] | None = None,
         try_number: int | None = None,
         settle_s: float = 0,
+        again: bool = False,
     ) -> None:
         super().__init__()
         self.ray_conn_id = ray_conn_id
@@ -75,6 +77,7 @@ class RayJobTrigger(BaseTrigger):
         self.wanted = dict(wanted or {})
         self.try_number = try_number
         self.settle_s = settle_s
+        self.again = again
         self._follower = LogFollower()
         self._next_log_at = 0.0
         self._next_queue_look_at = time.monotonic() + QUEUE_LOOK_S
@@ -83,11 +86,13 @@ class RayJobTrigger(BaseTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What a triggerer needs to build this trigger again; the token stays in the connection."""
         names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "waiting_since_s",
-                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted", "try_number", "settle_s")  # fmt: skip
+                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted", "try_number", "settle_s", "again")  # fmt: skip
         return "airflow_ray_jobs.trigger.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follows the job to its end."""
+        # The deferral is in the database by now, and one clock measures.
+        settled_at = time.monotonic() + self.settle_s
         self.log.info("Following Ray job %s; its log, from the beginning:", self.submission_id)
         try:
             async with AsyncRayJobsClient(await RayHook(self.ray_conn_id).address_for_trigger()) as client:
@@ -99,8 +104,7 @@ class RayJobTrigger(BaseTrigger):
             if not TELLS_OF_KILLS and self.task_instance is not None:
                 await self.on_kill()
             raise
-        # Clocks differ: never longer than the whole.
-        await asyncio.sleep(min(self.settle_s, self.waiting_since_s + self.settle_s - time.time()))
+        await asyncio.sleep(max(0, settled_at - time.monotonic()))
         yield TriggerEvent({**outcome.payload(), "try_number": self.try_number})
 
     async def on_kill(self) -> None:
@@ -129,6 +133,8 @@ class RayJobTrigger(BaseTrigger):
 
     @property
     def _stand(self) -> Stand:
+        if self.again:
+            return Stand.CLEARED
         return Stand.ADOPTED if self.adopted else Stand.OWN
 
     async def _follow(self, client: AsyncRayJobsClient) -> Outcome:
