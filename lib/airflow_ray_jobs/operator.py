@@ -192,8 +192,8 @@ class RayJobOperator(BaseOperator):
             )
 
     def _stand(self, context: Context, attempt: int) -> Stand:
-        # An attempt that this task instance would remember, and does not, is of a run that was deleted and whose id a new
-        # run has now (or of an Airflow before 3.3, which remembered nothing).
+        # An attempt that this task instance would remember, and does not, is of a run that was deleted and whose id a
+        # new run has now (or of an Airflow before 3.3, which remembered nothing).
         forgotten = keeps_numbers(context) and attempt > recall(context, SUBMITTED)
         if attempt and (forgotten or self._cleared_since(context)):
             return Stand.CLEARED

@@ -85,8 +85,8 @@ class RayJobTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What a triggerer needs to build this trigger again; the token stays in the connection."""
-        names = ("ray_conn_id", "submission_id", "attempt", "adopted", "max_poll_s", "waiting_since_s",
-                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted", "try_number", "settle_s", "again")  # fmt: skip
+        names = ("ray_conn_id", "submission_id", "attempt", "adopted", "again", "max_poll_s", "waiting_since_s",
+                 "job_timeout_s", "queue_timeout_s", "patience_s", "wanted", "try_number", "settle_s")  # fmt: skip
         return "airflow_ray_jobs.trigger.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:

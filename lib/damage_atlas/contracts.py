@@ -473,8 +473,8 @@ class Alert(Document):
     images: int  # new images that it is about
     moments: int  # that they show: tiles of a photo show one, and so do frames of ten seconds
     expected: float  # so many moments would lie there by chance
-    growth: float | None  # moments of the cluster / those that are not new
-    size: int | None  # of the cluster, observations
+    growth: float | None  # moments of the cluster / those that are not new, or that it had, whichever are more
+    size: int | None  # of the cluster, images
     size_before: int | None  # images in the previous version
     clusters: dict[str, int]  # cluster or noise -> how many of the images lie there
     nearest_label: str | None

@@ -29,7 +29,7 @@ from damage_atlas.cluster.attention import write_alerts, write_noise
 from damage_atlas.cluster.confidence import CONFIDENT, explained_by, measure_confidence, silhouette
 from damage_atlas.cluster.density import FoundClusters, find_clusters
 from damage_atlas.cluster.identity import identify_clusters, write_identity
-from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, spread
+from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, redraw_because, spread
 from damage_atlas.cluster.layout import Layout, OldMap, lay_out
 from damage_atlas.cluster.moments import moments_of
 from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, point_table
@@ -61,6 +61,9 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
 
     memory = check_memory(len(ids), min(len(ids), spec.landmarks), vectors.shape[1], spec)
     old = _old_map(run, previous, old_points, ids)
+    if old is not None and old.landmark_N is not None and not old.refit:
+        placed = ~np.isnan(old.positions_N2[:, 0])
+        old = replace(old, refit=redraw_because(old.landmark_N, placed, spec))
     if old is None or old.refit:
         mapped = choose_landmarks(vectors, spec)
     else:

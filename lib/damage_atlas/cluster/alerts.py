@@ -31,6 +31,7 @@ _NEAREST = 5  # moments: whose most of them are in a place belongs to it
 _MOSTLY = 0.5  # of a candidate's images: what makes it another alert's
 _BORN_NEW_SHARE, _BORN_LEAST = 0.2, 3  # of a born cluster's moments that no version had: else it is old noise
 _BORN_UNKNOWN_SHARE = 0.8  # of a born cluster's moments that were in no cluster before
+_ROWS_AT_ONCE = 20_000  # of the new images; bounds what the search holds
 _FAR_QUANTILE = 0.95
 _FAR_SAMPLE = 2000  # images of the previous version among which "far" is measured
 
@@ -61,12 +62,18 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is asked of one cluster of this run; ``rows`` are its images."""
+    """What is asked of one cluster of this run.
+
+    Attributes:
+        rows: its images.
+        before: moments of its images in the previous version, also of those that this run no longer has.
+    """
 
     cluster_id: int
     status: str
     rows: Ints
     map_artefact: bool
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Finding:
         moments: how many moments these show.
         expected: so many moments would lie there by chance.
         score: -log10 of the chance that so many do, all places that were looked at counted in.
-        growth: moments of the cluster / those of them that are not new.
+        growth: moments of the cluster / those of them that are not new, or those that it had, whichever are more.
     """
 
     kind: Kind
@@ -124,32 +131,39 @@ def crowded_places(images: Images, earlier: Earlier, at_least: float) -> list[Fi
     m = len(new)
     pool = np.concatenate([images.vectors_ND[new], earlier.vectors_PD])
     moment = np.concatenate([images.moment_N[new], earlier.moment_P])
-    near = exact_neighbours(pool, _IMAGES_A_MOMENT * _LARGEST_BALL + 1, images.vectors_ND[new]).ids_NK
-    counted = first_of_moment(moment[near], moment[:m])
-    counted &= np.cumsum(counted, axis=1) <= _LARGEST_BALL
-    sizes = np.cumsum(counted, axis=1, dtype=np.int64)
-    counts = np.cumsum(counted & (near < m), axis=1, dtype=np.int64)
     share, looked_at = _new_share(images, earlier)
-    scores = _scores(counts, sizes, share, looked_at)
-    best = scores.max(axis=1, initial=0)
-    seeds = np.flatnonzero(best >= at_least)
-    if len(seeds) == 0:
+    best = np.zeros(m)
+    nearest = np.full((m, _NEAREST), len(pool))  # the nearest image of each of the nearest moments
+    of_balls: list[tuple[Ints, Ints]] = []  # a seed, and an image in its ball
+    for rows in np.array_split(np.arange(m), -(-m // _ROWS_AT_ONCE)):
+        near = exact_neighbours(pool, _IMAGES_A_MOMENT * _LARGEST_BALL + 1, images.vectors_ND[new[rows]]).ids_NK
+        counted = first_of_moment(moment[near], moment[rows])
+        counted &= np.cumsum(counted, axis=1) <= _LARGEST_BALL
+        sizes = np.cumsum(counted, axis=1, dtype=np.int64)
+        counts = np.cumsum(counted & (near < m), axis=1, dtype=np.int64)
+        row, column = np.nonzero(counted & (sizes <= _NEAREST))
+        nearest[rows[row], sizes[row, column] - 1] = near[row, column]
+        scores = _scores(counts, sizes, share, looked_at)
+        best[rows] = scores.max(axis=1, initial=0)
+        # The smallest ball that passes: a larger one may pass by more, and take in what does not belong there.
+        passes = np.flatnonzero(best[rows] >= at_least)
+        ball = (scores[passes] >= at_least).argmax(axis=1)
+        seed, column = np.nonzero(np.arange(near.shape[1]) <= ball[:, None])
+        of_balls.append((rows[passes][seed], near[passes][seed, column]))
+    seed_of, inside = (np.concatenate(parts) for parts in zip(*of_balls, strict=True))
+    if len(seed_of) == 0:
         return []
-    # The smallest ball that passes: a larger one may pass by more, and take in what does not belong there.
-    ball = (scores[seeds] >= at_least).argmax(axis=1)
-    inside = np.arange(near.shape[1]) <= ball[:, None]
-    from_seed, column = np.nonzero(inside & (near[seeds] < m))
-    pairs = (np.ones(len(from_seed)), (seeds[from_seed], near[seeds][from_seed, column]))
+    pairs = (np.ones(int((inside < m).sum())), (seed_of[inside < m], inside[inside < m]))
     _, place = connected_components(csr_matrix(pairs, shape=(m, m)), directed=False)
-    nearest = np.where(counted & (sizes <= _NEAREST), near, len(pool))
+    by_place = np.argsort(place[seed_of], kind="stable")
+    names, first = np.unique(place[seed_of][by_place], return_index=True)
     found = []
-    for name in np.unique(place[seeds]):
-        here = place[seeds] == name
+    for name, balls in zip(names, np.split(by_place, first[1:]), strict=True):
         members = _joined(np.flatnonzero(place == name), nearest, len(pool))
-        there = np.union1d(members, near[seeds[here]][inside[here]])
+        there = np.union1d(members, inside[balls])
         expected = len(np.unique(moment[there])) * share
         moments = len(np.unique(moment[members]))
-        found.append(Finding("group", None, new[members], moments, expected, float(best[seeds[here]].max())))
+        found.append(Finding("group", None, new[members], moments, expected, float(best[seed_of[balls]].max())))
     return sorted(found, key=lambda f: -f.score)
 
 
@@ -166,7 +180,9 @@ def _joined(members: Ints, nearest_MK: Ints, nobody: int) -> Ints:
 
 
 def _clusters(images: Images, earlier: Earlier, clusters: Sequence[Cluster], spec: ClusterSpec) -> list[Finding]:
-    share, _ = _new_share(images, earlier)
+    # In a rolling window images leave as others come: what a cluster holds is drawn from the images of this run.
+    new, of_all = (len(np.unique(moments)) for moments in (images.moment_N[images.is_new_N], images.moment_N))
+    share = new / of_all
     # New images were in no cluster before, nor was noise; a cluster of these is no old one by another name.
     unknown_share = float((~images.was_clustered_N).mean())
     found = []
@@ -179,10 +195,9 @@ def _clusters(images: Images, earlier: Earlier, clusters: Sequence[Cluster], spe
             enough = fresh >= max(_BORN_LEAST, _BORN_NEW_SHARE * size) and unknown >= _BORN_UNKNOWN_SHARE * size
             if enough and score >= spec.alert_score:
                 found.append(Finding("born", cluster.cluster_id, rows, fresh, size * share, score))
-        elif 0 < fresh < size and size / (size - fresh) >= spec.alert_growth:
+        elif 0 < fresh < size and (growth := size / max(size - fresh, cluster.before)) >= spec.alert_growth:
             score = float(_scores(fresh, size, share, len(clusters)))
             if score >= spec.alert_score:
-                growth = size / (size - fresh)
                 found.append(Finding("growth", cluster.cluster_id, rows, fresh, size * share, score, growth))
     return found
 

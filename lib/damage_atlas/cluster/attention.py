@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,9 +89,9 @@ def write_alerts(
         before = _clusters_before(previous)
         is_new = np.array([image_id not in before for image_id in ids], dtype=bool)
         images, earlier, why_not = _compared(run, previous, ids, vectors_ND, is_new, before, moments)
-        found = find_alerts(images, earlier, _asked(matching, labels_N, clusters), spec)
+        found = find_alerts(images, earlier, _asked(previous, matching, labels_N, clusters, before), spec)
         evidence = _Evidence(run, ids, vectors_ND, points, found)
-        sizes = dict(zip(clusters["cluster_id"].to_pylist(), clusters["size"].to_pylist(), strict=True))
+        sizes = {cluster: int((labels_N == label).sum()) for label, cluster in matching.ids.items()}
         sizes_before = Counter(cluster for cluster in before.values() if cluster is not None)
         document = document.model_copy(
             update={
@@ -108,10 +108,22 @@ def write_alerts(
     return document
 
 
-def _asked(matching: Matching, labels_N: Ints, clusters: pa.Table) -> list[Cluster]:
+def _asked(
+    previous: Run, matching: Matching, labels_N: Ints, clusters: pa.Table, before: Mapping[str, int | None]
+) -> list[Cluster]:
+    named = moments_of(previous)
+    moments_before: defaultdict[int | None, set[str]] = defaultdict(set)
+    for image_id, cluster in before.items():
+        moments_before[cluster].add(named[image_id])
     artefact = dict(zip(clusters["cluster_id"].to_pylist(), clusters["map_artefact"].to_pylist(), strict=True))
     return [
-        Cluster(cluster, matching.statuses[cluster], np.flatnonzero(labels_N == label), artefact.get(cluster, False))
+        Cluster(
+            cluster,
+            matching.statuses[cluster],
+            np.flatnonzero(labels_N == label),
+            artefact.get(cluster, False),
+            len(moments_before[cluster]),
+        )
         for label, cluster in sorted(matching.ids.items())
     ]
 

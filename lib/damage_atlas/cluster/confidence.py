@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
 from threadpoolctl import threadpool_limits
@@ -36,7 +38,7 @@ class Confidence:
     """Of each cluster, in the order of labels.
 
     Attributes:
-        reappears_C: share of resamples in which it came back; NaN without resamples.
+        reappears_C: share of the resamples that hold some of it in which it came back; NaN if none does.
         cohesion_C: share of its points' neighbours in the embedding that lie in it, beyond what its size alone gives
             them: 0 for no more than that, and for a cluster of nearly all points; 1 for all.
         agreement: mean adjusted Rand index of the clusters with those of a resample; NaN without resamples.
@@ -77,8 +79,9 @@ def measure_confidence(
     cohesion = _cohesion(near_ids_NK, labels_N, clusters)
     if spec.resamples == 0 or clusters == 0 or len(labels_N) < SMALLEST_MAP:
         return Confidence(np.full(clusters, np.nan), cohesion, float("nan"))
+    groups = _codes([f"image {row}" if group is None else f"group {group}" for row, group in enumerate(groups_N)])
     resamples = [
-        _Resample(number, _draw(labels_N, groups_N, spec, np.random.default_rng((spec.seed, number))))
+        _Resample(number, _draw(labels_N, groups, spec, np.random.default_rng((spec.seed, number))))
         for number in range(spec.resamples)
     ]
 
@@ -93,7 +96,8 @@ def measure_confidence(
     jaccard_RC = np.array([jaccard for jaccard, _ in results])
     seen = ~np.isnan(jaccard_RC)
     came_back = (np.where(seen, jaccard_RC, 0) >= _SAME).sum(axis=0)
-    return Confidence(came_back / np.maximum(seen.sum(axis=0), 1), cohesion, float(np.mean([a for _, a in results])))
+    reappears = np.where(seen.any(axis=0), came_back / np.maximum(seen.sum(axis=0), 1), np.nan)
+    return Confidence(reappears, cohesion, float(np.mean([a for _, a in results])))
 
 
 def explained_by(
@@ -150,9 +154,8 @@ def _cohesion(near_ids_NK: Ints, labels_N: Ints, clusters: int) -> NDArray[np.fl
     return np.asarray(np.clip(beyond, 0, 1))
 
 
-def _draw(labels_N: Ints, groups_N: Sequence[str | None], spec: ClusterSpec, draw: np.random.Generator) -> Ints:
+def _draw(labels_N: Ints, groups: Ints, spec: ClusterSpec, draw: np.random.Generator) -> Ints:
     """Rows of four fifths of the photos; of a large archive a sample of them in which every cluster keeps some."""
-    groups = _codes([f"image {row}" if group is None else f"group {group}" for row, group in enumerate(groups_N)])
     if groups.max() + 1 < _FEW_GROUPS:
         groups = np.arange(len(groups))
     order = draw.permutation(int(groups.max()) + 1)
@@ -190,4 +193,8 @@ def _jaccard(before_S: Ints, found_S: Ints, clusters: int) -> NDArray[np.float64
 
 
 def _codes(values: Sequence[str | None]) -> Ints:
-    return np.unique(["" if value is None else str(value) for value in values], return_inverse=True)[1].astype(np.int64)
+    """A number for each value, in the order of values; in Arrow, whose texts take no more room than they are long."""
+    encoded = pc.dictionary_encode(pc.fill_null(pa.array(values, pa.string()), ""))
+    rank = np.empty(len(encoded.dictionary), np.int64)
+    rank[pc.array_sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
+    return rank[encoded.indices.to_numpy()]

@@ -63,7 +63,7 @@ def choose_landmarks(
         return np.arange(n)
     kept = np.zeros(n, bool)
     open_rows, wanted = np.arange(n), spec.landmarks
-    if landmark_N is not None and new_N is not None and 0 < landmark_N.sum() <= _REDRAW_ABOVE * spec.landmarks:
+    if landmark_N is not None and new_N is not None and not _worn_out(landmark_N, spec):
         kept, open_rows = landmark_N.copy(), np.flatnonzero(new_N)
         wanted = min(round(spec.landmarks * len(open_rows) / n), len(open_rows))
     draw = np.random.default_rng(spec.seed)
@@ -71,6 +71,8 @@ def choose_landmarks(
     kept[drawn] = True
     probes = draw.permutation(np.flatnonzero(kept))[:_PROBES]
     others = open_rows[~kept[open_rows]]
+    if len(others) == 0:
+        return np.flatnonzero(kept)
     distance = np.concatenate(
         [
             1 - exact_neighbours(vectors_ND[probes], _PROBE_NEIGHBOURS, vectors_ND[rows]).similarities_NK[:, -1]
@@ -80,6 +82,24 @@ def choose_landmarks(
     rare = others[np.argsort(-distance, kind="stable")[: wanted - len(drawn)]]
     kept[rare] = True
     return np.flatnonzero(kept)
+
+
+def redraw_because(landmark_N: NDArray[np.bool_], placed_N: NDArray[np.bool_], spec: ClusterSpec) -> str:
+    """Why the landmarks of an earlier map cannot stay, so that it cannot either; empty if they can.
+
+    Where other images lie follows from the landmarks around them: on a map of their own such places mean nothing.
+    """
+    if not (placed_N & ~landmark_N).any():
+        return ""
+    if len(landmark_N) <= spec.landmarks:
+        return f"all {len(landmark_N):,} images are on the map now, and the earlier one had landmarks"
+    if _worn_out(landmark_N, spec):
+        return f"{int(landmark_N.sum()):,} landmarks of the earlier map are left, and {spec.landmarks:,} are drawn anew"
+    return ""
+
+
+def _worn_out(landmark_N: NDArray[np.bool_], spec: ClusterSpec) -> bool:
+    return not 0 < landmark_N.sum() <= _REDRAW_ABOVE * spec.landmarks
 
 
 def spread(

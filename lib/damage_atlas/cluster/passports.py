@@ -22,6 +22,7 @@ _MATCH_SHARE = 0.5  # of either cluster's shared images: what makes two clusters
 _ORIGIN_SHARE = 0.3  # of a new cluster's images: with fewer old ones it came from nowhere
 _GROWN, _SHRUNK = 1.25, 0.8  # size now / size before
 _ENOUGH_SHARED = 5  # images of an old cluster, or all it had: with fewer its exemplars are asked
+_ENOUGH_SHARE = 0.1  # likewise of all it had
 _SPLIT_SHARE = 0.1  # of an old cluster's exemplars: what makes an unclaimed cluster a part of it
 _FAINT_SHARE = 0.2  # of an old cluster's exemplars that fall into one cluster: with fewer it is gone
 
@@ -89,7 +90,8 @@ def untold_clusters(labels: Mapping[str, int], old: Mapping[str, int | None] | N
     old = old or {}
     before = Counter(c for c in old.values() if c is not None)
     surviving = Counter(c for i, c in old.items() if c is not None and i in labels)
-    return sorted(c for c, size in before.items() if surviving[c] < min(size, _ENOUGH_SHARED))
+    enough = {c: max(min(size, _ENOUGH_SHARED), _ENOUGH_SHARE * size) for c, size in before.items()}
+    return sorted(c for c in before if surviving[c] < enough[c])
 
 
 def match_clusters(
@@ -240,6 +242,10 @@ def _origin(
             if link.share >= _SPLIT_SHARE and origin in placed:
                 return _event(origin, to_id, "split", link)
             return Event(None, to_id, "unknown", evidence="exemplars")
+    from_clusters = sum(link.shared for link in sources.values() if link.evidence == "images")
+    if from_clusters >= _MATCH_SHARE * size:
+        # Put together from parts of several, of none so much that it would be a part of that one.
+        return Event(None, to_id, "unknown", evidence="images")
     if untold and known < _ORIGIN_SHARE * size:
         # It may be one of those that nothing could place.
         return Event(None, to_id, "unknown", evidence="none")

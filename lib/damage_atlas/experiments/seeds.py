@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from damage_atlas.cluster import map_and_cluster
 from damage_atlas.cluster.confidence import explained_by, silhouette
-from damage_atlas.neighbours import Floats, Ints, read_vectors
+from damage_atlas.cluster.density import find_clusters
+from damage_atlas.cluster.tsne import make_map
+from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
 from damage_atlas.query import published_run
 from damage_atlas.report.figures import draw_map
 from damage_atlas.report.palette import look
@@ -60,11 +61,13 @@ class Described:
 
 
 def cluster_with_seed(vectors_ND: Floats, spec: ClusterSpec, seed: int) -> Clustering:
-    """All vectors on a new map."""
-    spec = spec.model_copy(update={"seed": seed})
-    _, on_map, found = map_and_cluster(vectors_ND, np.arange(len(vectors_ND)), spec, None)
-    assert on_map.radius is not None
-    return Clustering(found.labels_N, found.positions_N2, on_map.radius.eps)
+    """All vectors on a new map that begins from places drawn by the seed: the product's own begins from none."""
+    wanted = min(int(3 * spec.perplexity), len(vectors_ND) - 1)
+    near = without_self(exact_neighbours(vectors_ND, wanted + 1), wanted)
+    positions = make_map(vectors_ND, near, spec, random_start=seed)
+    found = find_clusters(positions, vectors_ND, spec)
+    assert found.radius is not None
+    return Clustering(found.labels_N, positions, found.radius.eps)
 
 
 def table_row(archive: str, method: str, vectors_ND: Floats, runs: Sequence[Clustering], known: Described) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from damage_atlas.cluster import alerts
 from damage_atlas.cluster.alerts import Cluster, Earlier, Finding, Images, crowded_places, find_alerts
 from damage_atlas.spec import ClusterSpec
 
@@ -92,6 +93,28 @@ def test_growth_counts_new_images_alone() -> None:
     (alert,) = found_in(*made, grown)
     assert alert.kind == "growth" and alert.growth == pytest.approx(70 / 40)
     assert found_in(*made, grown, spec=ClusterSpec(alert_growth=2.0)) == []
+
+
+def test_a_window_that_rolls_on_does_not_grow() -> None:
+    """Half of the images leave and as many of the same kinds come: no cluster has grown."""
+    rng = np.random.default_rng(9)
+    old, new = draw(rng, 400), draw(rng, 200)
+    vectors = np.concatenate([old[200:], new])
+    is_new = np.arange(400) >= 200
+    images = Images(vectors, is_new, ~is_new, np.arange(200, 600))
+    rows = np.flatnonzero(vectors.argmax(axis=1) == 0)
+    rolled = Cluster(9, "kept", rows, map_artefact=False, before=int((old.argmax(axis=1) == 0).sum()))
+    assert find_alerts(images, Earlier(old, np.arange(400)), [rolled], SPEC) == []
+
+
+def test_many_new_images_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(10)
+    made = delivery(draw(rng, 200), draw(rng, 50), kind_at(rng, 5, 12), kind_at(rng, 7, 20))
+    whole = crowded_places(*made, at_least=2.0)
+    monkeypatch.setattr(alerts, "_ROWS_AT_ONCE", 7)
+    for one, other in zip(whole, crowded_places(*made, at_least=2.0), strict=True):
+        assert one.rows.tolist() == other.rows.tolist() and (one.score, one.expected) == (other.score, other.expected)
+    assert len(whole) == 2
 
 
 def test_another_camera_is_drift() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 
+from damage_atlas.cluster import confidence
 from damage_atlas.cluster.confidence import CONFIDENT, Confidence, explained_by, measure_confidence, silhouette
 from damage_atlas.cluster.density import find_clusters
 from damage_atlas.cluster.tsne import make_map
@@ -42,6 +43,20 @@ def test_groups_that_are_there_come_back_and_hold_together() -> None:
     found = measured(vectors, group)
     assert (found.reappears_C >= 0.8).all() and (found.cohesion_C > 0.9).all() and found.agreement > 0.8
     assert (found.confidence_C == np.minimum(found.reappears_C, found.cohesion_C)).all()
+
+
+def test_a_cluster_that_no_resample_holds_is_judged_by_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its images are of one photo, which every draw leaves out."""
+    vectors, group = grouped(300)
+    monkeypatch.setattr(confidence, "_draw", lambda *_: np.flatnonzero(group != 4))
+    found = measured(vectors, group)
+    assert np.isnan(found.reappears_C).tolist() == [False, False, False, False, True]
+    assert found.confidence_C[4] == found.cohesion_C[4] > 0.9
+
+
+def test_photos_are_numbered_in_the_order_of_their_names() -> None:
+    names = ["b", None, "\u00e4", "a", "b", "\U0001f600", "a" * 300]
+    assert confidence._codes(names).tolist() == [3, 0, 4, 1, 3, 5, 2]
 
 
 def test_groups_that_are_not_there_do_not() -> None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from damage_atlas.cluster import map_and_cluster
-from damage_atlas.cluster.landmarks import check_memory, choose_landmarks, estimate_memory
+from damage_atlas.cluster.landmarks import check_memory, choose_landmarks, estimate_memory, redraw_because
 from damage_atlas.cluster.layout import OldMap
 from damage_atlas.errors import InputError
 from damage_atlas.neighbours import exact_neighbours
@@ -50,6 +50,25 @@ def test_landmarks_stay_and_new_images_add_their_share() -> None:
     added = np.setdiff1d(second, first)
     assert set(first) <= set(second) and len(added) == 100 and (added >= 3600).all()
     assert len(choose_landmarks(vectors, SPEC, np.arange(4000) < 1600, new)) == 1000, "too many are drawn anew"
+
+
+@pytest.mark.parametrize("new", [0, 1])
+def test_a_run_that_brings_next_to_nothing_keeps_the_landmarks(new: int) -> None:
+    vectors, _ = archive(1500 + new)
+    was = np.zeros(1500 + new, bool)
+    was[choose_landmarks(vectors[:1500], SPEC)] = True
+    found = choose_landmarks(vectors, SPEC, was, np.arange(1500 + new) >= 1500)
+    assert set(np.flatnonzero(was)) <= set(found.tolist()) and len(found) == 1000 + new
+
+
+def test_landmarks_that_are_drawn_anew_need_a_new_map() -> None:
+    """Else the places of all others, means over their neighbours, would be taken for places on the map."""
+    few, placed = np.arange(3000) < 900, np.arange(3000) < 2800
+    assert redraw_because(few, placed, SPEC) == ""
+    assert "1,501 landmarks" in redraw_because(np.arange(3000) < 1501, placed, SPEC)
+    assert "0 landmarks" in redraw_because(np.zeros(3000, bool), placed, SPEC)
+    assert "all 3,000 images" in redraw_because(few, placed, ALL)
+    assert redraw_because(placed, placed, ALL) == "", "there were no landmarks"
 
 
 def test_the_others_follow_their_neighbours() -> None:

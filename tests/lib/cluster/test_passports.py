@@ -64,13 +64,29 @@ def test_all_events_of_one_step_by_name() -> None:
             (6, 5, "merged"), (7, None, "died"), (None, 9, "born"),
         ],
         key=str,
-    ) or events(match_clusters(now, old, 8)) == []  # fmt: skip
+    )  # fmt: skip
 
 
 def test_without_a_shared_image_nobody_can_tell() -> None:
     matching = match_clusters(images(0, 50, 10), images(1, 0, 10), 2)
     assert events(matching) == [(None, 2, "unknown"), (1, None, "unknown")]
     assert matching.statuses == {2: "unknown"} and {event.evidence for event in matching.events} == {"none"}
+
+
+def test_what_is_put_together_from_parts_of_several_is_not_new() -> None:
+    old = {f"i{k:03d}": k // 40 for k in range(160)}
+    now = {name: 4 if k % 40 < 10 else cluster for k, (name, cluster) in enumerate(old.items())}
+    matching = match_clusters(now, old, 4)
+    assert matching.statuses == {0: "shrunk", 1: "shrunk", 2: "shrunk", 3: "shrunk", 4: "unknown"}
+    assert [event.evidence for event in matching.events if event.to_id == 4] == ["images"]
+
+
+def test_a_few_leftovers_of_a_large_cluster_are_no_proof() -> None:
+    """Six of a thousand images are left, as noise; the same kind came again in other images."""
+    old, now = images(1, 0, 1000), images(-1, 0, 6) | images(0, 1000, 800)
+    assert untold_clusters(now, old) == [1]
+    assert events(match_clusters(now, old, 2)) == [(None, 2, "unknown"), (1, None, "unknown")]
+    assert match_clusters(now, old, 2, {1: {0: 30, NOISE: 2}}).ids == {0: 1}
 
 
 def test_a_handful_of_shared_images_is_no_proof() -> None:

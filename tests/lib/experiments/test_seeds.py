@@ -22,6 +22,7 @@ def test_three_groups_are_found_with_every_seed(groups: np.ndarray) -> None:
     classes = [name for name in ("crack", "crack", None) for _ in range(60)]
     photos: list[str | None] = [f"photo {row % 7}" for row in range(180)]
     runs = [cluster_with_seed(groups, SETTINGS["auto"], seed) for seed in range(2)]
+    assert not np.allclose(runs[0].positions_N2, runs[1].positions_N2, atol=0.1), "each seed has a map of its own"
     row = table_row("a", "auto", groups, runs, Described(classes, {"photo": photos}))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[:3] == ["a", "`auto`", "3 (3 to 3)"]
