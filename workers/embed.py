@@ -25,7 +25,7 @@ from damage_atlas.embed import (
 )
 from damage_atlas.store import Run
 from workers.job import run_job
-from workers.on_ray import connect
+from workers.on_ray import connect, own_errors
 
 logger = logging.getLogger("workers.embed")
 
@@ -84,6 +84,7 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     connect()
     context = DataContext.get_current()
     context.enable_progress_bars = False  # our own line per interval says more
+    context.raise_original_map_exception = True  # in place of one that only says where
     context.wait_for_min_actors_s = _ACTORS_READY_S
     context.target_max_block_size = None  # a part stays in one piece
     cluster = ray.cluster_resources()
@@ -110,12 +111,13 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
         )
     )
     nodes, actors = Counter[str](), Counter[str]()
-    for row in results.iter_rows():
-        nodes[row["node"]] += 1
-        actors[row["actor"]] += 1
-        document = json.loads(str(row["result"]))
-        output = None if document["output"] is None else Output(**document["output"])
-        yield PartResult(document["key"], output, tuple(document["failed"]))
+    with own_errors():
+        for row in results.iter_rows():
+            nodes[row["node"]] += 1
+            actors[row["actor"]] += 1
+            document = json.loads(str(row["result"]))
+            output = None if document["output"] is None else Output(**document["output"])
+            yield PartResult(document["key"], output, tuple(document["failed"]))
     logger.info("embed: %d parts by %d actors on %d nodes", len(parts), len(actors), len(nodes))
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
@@ -38,12 +39,22 @@ def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
         _say("RAY_JOB_FAILURE", {"retryable": error.retryable, "message": error.message})
         sys.exit(error.exit_code)
     result = {"stage": stage, "run_uri": run.uri, "seconds": artifact.seconds, "counts": artifact.counts}
-    _say("RAY_JOB_RESULT", result | {k: artifact.facts[k] for k in ("version", "report") if k in artifact.facts})
+    told = {name: artifact.facts[name] for name in ("ledger", "version", "report") if name in artifact.facts}
+    if "ledger" in told:
+        logging.getLogger("workers").info("%s: %s", stage, _in_words(told["ledger"]))
+    _say("RAY_JOB_RESULT", result | told)
 
 
 def about(run: Run, stage: str) -> dict[str, str]:
     """What the log of a job is about."""
     return {"archive": run.spec.archive, "run_id": run.spec.run_id, "stage": stage, "attempt": str(run.attempt)}
+
+
+def _in_words(ledger: dict[str, Any]) -> str:
+    """Where every observation went: counts that are not 0, and why some are quarantined."""
+    counts = [f"{name} {count:,}" for name, count in ledger.items() if isinstance(count, int) and count]
+    reasons = [f"{reason} {count:,}" for reason, count in ledger.get("reasons", {}).items()]
+    return ", ".join(counts) + (f" ({', '.join(reasons)})" if reasons else "")
 
 
 def _say(word: str, document: dict[str, object]) -> None:

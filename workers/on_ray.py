@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -92,11 +93,17 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], context: dic
     return function(*arguments)
 
 
-def _get(reference: Any) -> Any:
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """The library's own errors arrive wrapped; what, where and whether a retry helps must survive."""
     try:
-        return ray.get(reference)
+        yield
     except ray.exceptions.RayTaskError as error:
-        # The library's own errors arrive wrapped; what, where and whether a retry helps must survive.
         if isinstance(error.cause, AtlasError):
             raise error.cause from error
         raise
+
+
+def _get(reference: Any) -> Any:
+    with own_errors():
+        return ray.get(reference)

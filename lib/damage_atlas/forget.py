@@ -30,7 +30,7 @@ def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, 
     """Take an image out of everything that the archive keeps and shows, and publish a version without it.
 
     The image's file stays where it lies: whoever owns the folder deletes it. A photo goes with its tiles and with
-    every copy of its bytes, a video's frame alone.
+    every copy of its bytes, a video named by its file with all its frames, a frame alone.
 
     Args:
         uri: as the report and ``search`` print it, a path relative to the image folder, or an image_id.
@@ -99,7 +99,8 @@ def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
             f"{uri} is no image of {run.spec.archive}'s current version. Give the uri that the report or `search` "
             "prints, its path below the image folder, or its image_id."
         )
-    whole = named.filter(pc.is_null(named["frame"]))["sha256"].unique()
+    # A video named by its file goes as a whole: with other settings other frames of it would come.
+    whole = named.filter(pc.or_(pc.is_null(named["frame"]), pc.equal(named["file"], uri)))["sha256"].unique()
     # Of a frame, all its tiles: neighbours overlap.
     frames = _moment(named.filter(pc.is_valid(named["frame"]))).unique()
     gone = table.filter(pc.or_kleene(pc.is_in(table["sha256"], whole), pc.is_in(_moment(table), frames)))

@@ -14,6 +14,8 @@ from damage_atlas.publish import rollback, verify_run
 from damage_atlas.query import published_run, search
 from damage_atlas.spec import Settings, with_overrides
 from damage_atlas.store import Run, Store, current_version, start_run
+from damage_atlas.store.forgotten import bury
+from tests.lib.catalog.test_sources import make_video
 from tests.support.small_archive import make_delivery, make_labelled
 
 FAST = ["train.input_size=32", "train.iterations=20", "train.batch_size=24", "embed.rows_per_part=16"]
@@ -123,6 +125,32 @@ def test_a_run_that_had_begun_does_not_bring_it_back(archive: tuple[Store, Path]
     forget(store, "bridge", FILE)
     with pytest.raises(InputError, match="forgotten since"):
         run_stage(begun, "embed")
+
+
+def test_a_video_goes_as_a_whole_by_its_file_and_a_frame_alone(tmp_path: Path) -> None:
+    """Else other frames of it would come as soon as somebody samples more of them."""
+    images = make_delivery(tmp_path / "archive", "d1", 0, each=4)
+    make_video(images / "d1" / "crawl.mp4", seconds=4, rate=5)
+
+    def catalog(store: str, every_s: float) -> Run:
+        settings = with_overrides(Settings(), ["catalog.labels=none", f"catalog.video_every_s={every_s}"])
+        run = start(
+            Store(tmp_path / store), images, settings=settings, kind="run", model="m", run_id=f"every-{every_s:g}"
+        )
+        run_stage(run, "catalog")
+        return run
+
+    run = catalog("one", 1.0)
+    tombstone = forgetting._tombstone(run, "d1/crawl.mp4", "")
+    assert len(tombstone.image_ids) == 4 and len(tombstone.sha256) == 1
+    bury(run.store, "bridge", tombstone)
+    files = catalog("one", 0.5).read_table("catalog", "observations.parquet")["file"].to_pylist()
+    assert "d1/crawl.mp4" not in files and len(files) > 0
+
+    run = catalog("two", 1.0)
+    frame = next(uri for uri in run.read_table("catalog", "observations.parquet")["uri"].to_pylist() if "#t=2" in uri)
+    tombstone = forgetting._tombstone(run, frame, "")
+    assert len(tombstone.image_ids) == 1 and tombstone.sha256 == []
 
 
 def test_what_is_not_there_and_what_is_all_there_is_are_refused(archive: tuple[Store, Path], tmp_path: Path) -> None:

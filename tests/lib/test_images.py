@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from damage_atlas import images
+from damage_atlas.decoding import pictures
 from damage_atlas.errors import StoreError
 from damage_atlas.images import ImageError, Limits, PhotoReader, Source, Tile, decode, inspect, preprocess
 
@@ -135,6 +136,21 @@ def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
     pixels = decode(encoded(Image.fromarray(ramp), kind))
     assert np.abs(pixels[..., 0].astype(int) - ramp / 257).max() <= 0.5
     assert np.array_equal(pixels[..., 0], pixels[..., 2])
+
+
+@pytest.mark.parametrize("values", ["signed", "float"])
+def test_other_values_are_scaled_alike_in_strips(values: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = np.linspace(-3, 5, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.float32)
+    image = Image.fromarray(ramp if values == "float" else (1000 * ramp).astype(np.int32))
+    whole = pictures._to_8_bits(image)
+    monkeypatch.setattr(pictures, "_VALUES_AT_ONCE", 3 * WIDTH)
+    assert np.array_equal(pictures._to_8_bits(image), whole) and (whole.min(), whole.max()) == (0, 255)
+
+
+def test_a_line_of_millions_is_refused() -> None:
+    """It is within the limit of pixels, and would be cut into hundred thousands of tiles."""
+    with pytest.raises(ImageError, match="a side"):
+        pictures.check_size((37_000_000, 8), Limits())
 
 
 def test_16_bit_colour_is_scaled() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from damage_atlas.errors import StoreError
 from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.spec import RunSpec, Settings, with_overrides
 from damage_atlas.store import Run, Store, open_run
@@ -88,6 +90,18 @@ def work(part):
 few = list(on_ray.map_with_head_start(work, [7]))
 many = list(on_ray.map_with_head_start(work, range(40)))
 print(json.dumps([os.getpid(), few, many]))
+"""
+
+
+REFUSED = """
+from damage_atlas.errors import StoreError
+from workers import embed, job
+
+def refused(batch, run_uri):
+    raise StoreError("access denied", retryable=False)
+
+embed.decode_rows = refused
+job.run_job("embed", embed.work)
 """
 
 
@@ -291,6 +305,10 @@ def test_the_last_lines_say_how_it_went(on_ray: tuple[Run, dict[str, str]]) -> N
     line = next(line for line in on_ray[1]["publish"].splitlines() if line.startswith("RAY_JOB_RESULT "))
     result = json.loads(line.removeprefix("RAY_JOB_RESULT "))
     assert result["version"] == 1 and result["report"].endswith("report/index.html")
+    line = next(line for line in on_ray[1]["embed"].splitlines() if line.startswith("RAY_JOB_RESULT "))
+    ledger = json.loads(line.removeprefix("RAY_JOB_RESULT "))["ledger"]
+    assert ledger == on_ray[0].artifact("embed").facts["ledger"]
+    assert f"embed: listed {ledger['listed']}, embedded {ledger['embedded']}" in on_ray[1]["embed"]
 
 
 def test_a_sealed_stage_is_not_done_again(cluster: LocalRay, on_ray: tuple[Run, dict[str, str]]) -> None:
@@ -306,6 +324,20 @@ def test_bad_input_is_said_to_be_beyond_retrying(cluster: LocalRay, tmp_path: Pa
     line = next(line for line in log.splitlines() if line.startswith("RAY_JOB_FAILURE "))
     assert json.loads(line.removeprefix("RAY_JOB_FAILURE "))["retryable"] is False
     assert "Traceback" not in log
+
+
+def test_an_error_in_the_embedding_says_what_and_whether_to_try_again(
+    cluster: LocalRay, on_ray: tuple[Run, dict[str, str]], tmp_path: Path
+) -> None:
+    """Ray Data wraps what its tasks raise; a store that refuses must not be asked again and again."""
+    assert on_ray[0].store.folder is not None
+    store = Store(shutil.copytree(on_ray[0].store.folder, tmp_path / "store"))
+    for stage in ("embed", "index", "cluster", "explain", "report", "publish"):
+        shutil.rmtree(tmp_path / "store" / on_ray[0].key / stage)
+    shutil.rmtree(tmp_path / "store" / "archives" / "small" / "vectors")
+    log = run_python(cluster, "-c", REFUSED, store.uri(on_ray[0].key), expect=StoreError("").exit_code)
+    line = next(line for line in log.splitlines() if line.startswith("RAY_JOB_FAILURE "))
+    assert json.loads(line.removeprefix("RAY_JOB_FAILURE ")) == {"retryable": False, "message": "access denied"}
 
 
 def test_one_class_fails_in_one_line_and_no_rank_is_started(cluster: LocalRay, tmp_path: Path) -> None:

@@ -146,6 +146,15 @@ class CheckFiles:
                     "captured_at": None if facts.captured_at is None else facts.captured_at + timedelta(seconds=time_s),
                     "detail": note,
                 } | (side_car.at(time_s) if side_car else {})
+            if facts.restarts_at is not None:
+                detail = (
+                    f"after {facts.restarts_at:.1f} s its time begins again: recordings were joined without a new time "
+                )
+                yield {
+                    "sha256": digest,
+                    "reason": "corrupt",
+                    "detail": detail + "line. What follows is not read; cut it there",
+                }
         finally:
             if copy is not None:
                 copy.close()

@@ -21,7 +21,7 @@ _PICTURE_SUFFIXES: Final = frozenset(
     ".jpg .jpeg .jpe .jfif .png .tif .tiff .webp .bmp .gif .heic .heif .avif .jp2 .jxl".split()  # noqa: SIM905
 )
 # What operating systems, archivers and photo stations leave behind.
-_SYSTEM_FOLDERS: Final = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information"})
+_SYSTEM_FOLDERS: Final = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"})
 
 
 @dataclass(frozen=True, slots=True)

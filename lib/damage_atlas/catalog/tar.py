@@ -16,7 +16,6 @@ from damage_atlas.store.objects import RangeReader, Store
 _BUFFER: Final = 8 << 20  # bytes read at a time: a bucket answers each request with the same delay
 _NOTE_SUFFIXES: Final = (".json", ".cls")
 _LARGEST_NOTE: Final = 1 << 20  # bytes
-_BLOCK: Final = 512
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,11 @@ def read_members(store: Store, listed: ListedFile, max_bytes: int) -> Iterator[M
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise ImageError("corrupt", f"not a tar file that can be read ({error})") from error
-    # tarfile takes a damaged header for the end.
+    # tarfile takes a damaged header for the end, and a hole of zeros, and where a second tar file was appended.
     stream.seek(end)
-    if stream.read(_BLOCK).strip(b"\0"):
-        raise ImageError("corrupt", f"the tar file is damaged at byte {end:,}; what follows is not read")
+    while block := stream.read(_BUFFER):
+        if block.strip(b"\0"):
+            raise ImageError("corrupt", f"the tar file is damaged at byte {end:,}; what follows is not read")
     if end > size:
         raise ImageError("truncated", f"the tar file ends at byte {size:,}, inside a member")
 

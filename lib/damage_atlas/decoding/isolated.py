@@ -211,10 +211,13 @@ _idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
 
 
 def _borrow() -> _Child:
-    try:
-        return _idle.get_nowait()
-    except queue.Empty:
-        return _Child()
+    with suppress(queue.Empty):
+        while True:
+            child = _idle.get_nowait()
+            if child.process.poll() is None:
+                return child
+            child.close()  # killed while nobody asked it anything: that says nothing about the next file
+    return _Child()
 
 
 def _give_back(child: _Child) -> None:

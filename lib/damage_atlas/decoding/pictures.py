@@ -11,10 +11,11 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 # Importing a plugin registers its format; left to itself Pillow does that late, and threads race for it.
 from PIL import (
@@ -43,6 +44,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"RIFF", b"BM", b"GIF8")
 _TIFF_COMPRESSION: Final = 259
+_LONGEST_SIDE: Final = 200_000  # pixels: a line of millions would be cut into as many tiles as files in an archive
+_VALUES_AT_ONCE: Final = 1 << 20  # of more than 8 bits
 _ZEROS_OF_A_LOST_TAIL: Final = 64  # bytes; shorter runs of zeros are padding
 
 _UPRIGHT: Final = {  # EXIF orientation -> what makes the picture upright
@@ -137,6 +140,8 @@ def check_size(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
         raise ImageError("bomb", f"{width} x {height} pixels, the limit is {limits.max_pixels:,} in all")
+    if max(width, height) > _LONGEST_SIDE:
+        raise ImageError("bomb", f"{width} x {height} pixels, the limit is {_LONGEST_SIDE:,} a side")
     if min(width, height) < limits.min_side:
         raise ImageError("too_small", f"{width} x {height} pixels, the limit is {limits.min_side} a side")
 
@@ -192,16 +197,25 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Pixels:
     """Greyscale of more than 8 bits, scaled: 16 bits by their full range, others by the values that occur."""
-    values = np.asarray(image).astype(np.float64)
-    values[~np.isfinite(values)] = 0
+    values = np.asarray(image)
+    # Some rows at a time: in float64 a large picture would take many times its size.
+    height = max(_VALUES_AT_ONCE // max(values.shape[1], 1), 1)
+    strips = [slice(top, top + height) for top in range(0, values.shape[0], height)]
+    extremes = [(part.min(), part.max()) for part in (_finite(values[strip]) for strip in strips)]
+    low, high = float(min(least for least, _ in extremes)), float(max(most for _, most in extremes))
     if image.mode == "F":
-        low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
-    elif values.min() >= 0 and values.max() <= 0xFFFF:
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    elif low >= 0 and high <= 0xFFFF:
         bits = image.tag_v2.get(258, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
         low, high = 0.0, float((1 << min(bits, 16)) - 1)
-    else:
-        low, high = values.min(), values.max()
-    return np.rint((values - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for strip in strips:
+        scaled[strip] = np.rint((_finite(values[strip]) - low) * (255 / max(high - low, 1e-12))).clip(0, 255)
+    return scaled
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _upright(image: Image.Image, pixels: Pixels) -> Pixels:

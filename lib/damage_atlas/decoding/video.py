@@ -24,6 +24,8 @@ _OPTIONS: Final = {
 _HOPELESS = 1000  # damaged packets in a row
 _THUMBNAIL = 32  # pixels a side: what scene changes are looked for in
 _ROUNDING_S = 1e-6  # times are told to the microsecond
+_RESTART_S = 1.0  # a jump back as far is not a matter of the order of frames
+_MOST_FRAMES = 200_000  # two days, a frame each second
 _STEP_BACK_S = 2.0
 _SEEK_BEYOND_S = 20.0  # decoding on is cheaper than seeking to a key frame that lies before us
 
@@ -41,13 +43,18 @@ def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Calla
         stream = _stream(container, limits)
         chosen: list[tuple[int, float]] = []
         seen: np.ndarray | None = None
-        due = 0.0
+        due = latest = 0.0
+        restarts_at = None
         size = (0, 0)
         decoder = _Decoder(container, stream)
         for frame in decoder:
             on_frame()
             time_s = _time_at(frame.pts, stream)
             size = size if chosen else _upright_size(frame)
+            if time_s < latest - _RESTART_S:
+                restarts_at = latest
+                break
+            latest = max(latest, time_s)
             if time_s < due - _ROUNDING_S:
                 continue
             if sampling.scene_change is not None:
@@ -59,10 +66,12 @@ def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Calla
             else:
                 due = (math.floor(time_s / sampling.every_s + 1e-6) + 1) * sampling.every_s
             chosen.append((int(frame.pts), time_s))
+            if len(chosen) > _MOST_FRAMES:
+                raise ImageError("bomb", f"more than {_MOST_FRAMES:,} frames would be looked at; raise video_every_s")
         if not chosen:
             raise ImageError("corrupt", f"no frame can be decoded ({decoder.damaged} damaged packets)")
         kind = f"{stream.codec_context.name}".upper()
-        return VideoFacts(*size, kind, _created(container), tuple(chosen), decoder.damaged)
+        return VideoFacts(*size, kind, _created(container), tuple(chosen), decoder.damaged, restarts_at)
 
 
 class VideoReader:

@@ -33,6 +33,12 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
         if result.output is not None:
             stage.adopt(result.output.key.rsplit("/", 1)[1], result.output)
     failed = {row["image_id"]: row for result in results for row in result.failed}
+    embedded = sum(result.output.rows or 0 for result in made.values() if result.output is not None)
+    if embedded + len(failed) != len(plan.new_ids):
+        raise ContractError(
+            f"{run.uri}: of {len(plan.new_ids)} new images {embedded} were embedded and {len(failed)} were not. Please "
+            "report this; nothing was sealed."
+        )
     _refuse_too_many_failed(run, failed, plan.new_ids)
     rows = [{**failed[i], "stage": "embed"} for i in sorted(failed)]
     stage.write_table("failed.parquet", pa.Table.from_pylist(rows, FAILED))

@@ -82,6 +82,9 @@ def search(
 
 
 def _vector_of(published: Published, image: str) -> np.ndarray:
+    known = published.observations.filter(pc.equal(published.observations["uri"], image))
+    if known.num_rows:  # as the report and the search print it, which leads to a member or a frame as well
+        return published.index.vector(known["row"][0].as_py())
     try:
         return published.index.vector(published.index.ids.index(image))
     except ValueError:

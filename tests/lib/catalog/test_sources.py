@@ -131,7 +131,7 @@ def test_hostile_members_are_refused_by_name(archive: Archive, tmp_path: Path) -
     assert facts["ledger"]["quarantined"] == 8
 
 
-@pytest.mark.parametrize("damage", ["header", "tail", "noise", "empty", "no pictures"])
+@pytest.mark.parametrize("damage", ["header", "hole", "appended", "tail", "noise", "empty", "no pictures"])
 def test_a_damaged_tar_file_is_a_row_beside_its_readable_members(archive: Archive, damage: str) -> None:
     whole = bytearray(make_tar([(f"{n}.jpg", jpeg(n, 160, 128)) for n in range(4)]))
     third = whole.find(b"2.jpg")
@@ -139,6 +139,8 @@ def test_a_damaged_tar_file_is_a_row_beside_its_readable_members(archive: Archiv
         whole[third : third + 200] = os.urandom(200)
     data = {
         "header": bytes(whole),
+        "hole": bytes(whole[: third - third % 512]) + bytes(512) + bytes(whole[third - third % 512 + 512 :]),
+        "appended": make_tar([(f"{n}.jpg", jpeg(n, 160, 128)) for n in range(2)]) + bytes(whole),
         "tail": bytes(whole[: third + 700]),
         "noise": os.urandom(4096),
         "empty": b"",
@@ -151,7 +153,7 @@ def test_a_damaged_tar_file_is_a_row_beside_its_readable_members(archive: Archiv
         assert members[:2] == ["s.tar/0.jpg", "s.tar/1.jpg"] and len(members) == 3
         assert rows[members[2]]["reason"] == "truncated" and members[2].startswith("s.tar/2.jpg")
         return
-    assert members == (["s.tar/0.jpg", "s.tar/1.jpg"] if damage == "header" else [])
+    assert members == (["s.tar/0.jpg", "s.tar/1.jpg"] if damage in ("header", "hole", "appended") else [])
     assert rows["s.tar"]["reason"] == ("empty" if damage in ("empty", "no pictures") else "corrupt")
     assert rows["s.tar"]["detail"]
 
@@ -273,6 +275,22 @@ def test_damaged_videos_are_rows(archive: Archive) -> None:
     rows, _ = archive.build(labels="none", max_quarantined_share=1)
     assert {row["file"] for row in rows} == {*broken, "good.mp4", "playlist.mp4", "concat.mov"}
     assert all((row["status"] == "ok") == (row["file"] == "good.mp4") for row in rows)
+
+
+@pytest.mark.parametrize("suffix", ["mpg", "ts"])
+def test_of_joined_recordings_the_first_is_read_and_the_rest_is_a_row(archive: Archive, suffix: str) -> None:
+    """Both have the same timestamps, by which frames are named."""
+    make_video(archive.images / f"one.{suffix}", seconds=4, codec="mpeg2video", rate=25, step=2)
+    whole = (archive.images / f"one.{suffix}").read_bytes()
+    (archive.images / f"one.{suffix}").unlink()
+    put(archive.images, {f"joined.{suffix}": whole + whole})
+    rows, _ = archive.build(labels="none", video_every_s=1.0, max_quarantined_share=1)
+    again, _ = archive.build(labels="none", video_every_s=1.0, max_quarantined_share=1)
+    assert [row["observation_id"] for row in again] == [row["observation_id"] for row in rows]
+    read = [row for row in rows if row["status"] == "ok"]
+    (left,) = [row for row in rows if row["status"] == "quarantined"]
+    assert [round(row["frame_time_s"]) for row in read] == [0, 1, 2, 3]
+    assert left["reason"] == "corrupt" and "its time begins again" in left["detail"]
 
 
 def test_a_video_that_was_replaced_is_not_read_as_the_old_one(archive: Archive) -> None:

@@ -106,6 +106,18 @@ def test_a_process_that_is_killed_again_and_again_speaks_of_the_machine(
     assert caught.value.retryable
 
 
+def test_processes_that_died_idle_cost_no_file() -> None:
+    """However many: somebody tidied up, and the next file has two tries."""
+    isolated._close_idle()
+    children = [isolated._Child() for _ in range(3)]
+    for child in children:
+        isolated._give_back(child)
+    for child in children:
+        child.process.kill()
+        child.process.wait()
+    assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
+
+
 def test_a_process_that_cannot_start_speaks_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     isolated._close_idle()
     monkeypatch.setattr(sys, "executable", "/bin/false")

@@ -49,6 +49,11 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return observed_version(Store(tmp_path_factory.mktemp("store")), VECTORS, SEEN, f"index.kind={request.param}")
 
 
+def test_what_the_search_prints_can_be_asked_for(run: Run) -> None:
+    first = search(run.store, run.spec.archive, "i0007", k=3)
+    assert search(run.store, run.spec.archive, first[0]["uri"], k=3) == first
+
+
 def passes(row: dict[str, Any], filters: dict[str, Any]) -> bool:
     """The definition, written as one would say it."""
     if "asset" in filters and row["asset_id"] != filters["asset"]:
