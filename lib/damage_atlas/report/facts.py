@@ -57,6 +57,8 @@ class Cluster:
     new_share: float | None
     first_version: int
     map_artefact: bool
+    reappears: float | None  # share of redrawn maps on which it came back
+    explained_by: str | None  # what explains it better than the class: asset, photo, group, delivery
     labels: list[Count]
     assets: list[Count]
     medoid_file: str | None

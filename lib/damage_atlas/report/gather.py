@@ -257,6 +257,8 @@ def _clusters(run: Run, points: list[Point], rows: list[Row]) -> list[Cluster]:
                 new_share=row["new_share"],
                 first_version=row["first_version"],
                 map_artefact=row["map_artefact"],
+                reappears=row["reappears"],
+                explained_by=row["explained_by"],
                 labels=_counts(p.label or UNLABELLED for p in members),
                 assets=_counts(p.asset_id for p in members if p.asset_id is not None),
                 medoid_file=by_id[pictures[0]["observation_id"]].place if pictures else None,

@@ -322,6 +322,7 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
                 "label_counts": list(labels.items()), "confidence": 0.9 - 0.02 * (c % 7), "status": status,
                 "map_artefact": c % 11 == 4, "first_version": 2 if status == "born" and previous else 1,
                 "new_share": 0.97 if status == "born" else 0.3, "novelty": 0.31 if status == "born" else 0.06,
+                "reappears": 5 / 6, "explained_by": "group" if c % 11 == 5 else None,
             }
         )  # fmt: skip
         sources = {"born": [None], "split": [ids[0]], "merged": [c, 99]}.get(status, [c])
@@ -352,6 +353,7 @@ def _cluster(run: Run, points: list[dict[str, Any]], previous: int | None, scene
     _what_to_look_at(stage, points, rows, previous)
     noise = sum(p["cluster_id"] is None for p in points)
     facts = {"eps": 3.07, "eps_source": "auto", "noise_share": noise / max(len(points), 1), "iterations": 750}
+    facts |= {"map": "fitted again" if previous else "fitted", "map_because": "cluster.refit asks for <it>"}
     stage.seal(("embed", "index"), _counts(len(points)), facts | {"ari": 0.61})
 
 

@@ -105,6 +105,16 @@ def test_every_shape_of_run_gets_a_whole_report(name: str, tmp_path: Path) -> No
     assert artifact.counts == {"in": document["images"], "out": document["images"], "failed": 0}
 
 
+def test_what_the_map_and_nuisances_made_of_a_cluster_is_said(run: Run) -> None:
+    text = " ".join(" ".join(_Text(page_of(run)).words).split())
+    assert text.count("It was drawn anew for this version") == 1 and "cluster.refit asks for <it>" in text
+    clusters = read_report(run)["clusters"]
+    marked = [c["cluster_id"] for c in clusters if c["explained_by"]]
+    assert 0 < len(marked) < len(clusters)
+    assert text.count("Goes with the group of photos more than with the damage") == len(marked)
+    assert text.count("back on 83% of maps drawn anew") == len(clusters)
+
+
 def test_names_from_data_never_become_markup(tmp_path: Path) -> None:
     page = {}
     for kind, scene in (("plain", SMALL), ("hostile", EDGES["markup and other alphabets"])):
