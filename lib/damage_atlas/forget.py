@@ -7,6 +7,8 @@ image, a new version without it, and at last the deletion of what still shows it
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -29,8 +31,8 @@ logger = logging.getLogger(__name__)
 def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, Any]:
     """Take an image out of everything that the archive keeps and shows, and publish a version without it.
 
-    The image's file stays where it lies: whoever owns the folder deletes it. A photo goes with its tiles and with
-    every copy of its bytes, a video named by its file with all its frames, a frame alone.
+    The image's file stays where it lies: whoever owns the folder deletes it; it may be gone already. A photo goes with
+    its tiles and with every copy of its bytes, a video named by its file with all its frames, a frame alone.
 
     Args:
         uri: as the report and ``search`` print it, a path relative to the image folder, or an image_id.
@@ -85,20 +87,22 @@ def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, 
 
 
 def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
-    columns = ["image_id", "uri", "file", "sha256", "frame"]
-    table = run.read_table("catalog", "observations.parquet", columns)
-    named = table.filter(
-        pc.or_(pc.or_(pc.equal(table["uri"], uri), pc.equal(table["file"], uri)), pc.equal(table["image_id"], uri))
-    )
-    named = named.filter(pc.is_valid(named["image_id"]))
+    table = _catalog(run)
+    named = _named(table, uri)
     if named.num_rows == 0:
         known = read_forgotten(run.store, run.spec.archive).find(uri)
         if known is not None:
             return known
-        raise InputError(
-            f"{uri} is no image of {run.spec.archive}'s current version. Give the uri that the report or `search` "
-            "prints, its path below the image folder, or its image_id."
-        )
+        # It may have left the archive, and older versions, to which one can go back, still show it.
+        earlier = (each for each in _runs(run.store, run.spec.archive) if each.key != run.key)
+        for table in map(_catalog, earlier):
+            if (named := _named(table, uri)).num_rows:
+                break
+        else:
+            raise InputError(
+                f"{uri} is no image of {run.spec.archive}, in no version that is kept. Give the uri that the report or "
+                "`search` prints, its path below the image folder, or its image_id."
+            )
     # A video named by its file goes as a whole: with other settings other frames of it would come.
     whole = named.filter(pc.or_(pc.is_null(named["frame"]), pc.equal(named["file"], uri)))["sha256"].unique()
     # Of a frame, all its tiles: neighbours overlap.
@@ -114,6 +118,26 @@ def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
         image_ids=sorted(set(gone["image_id"].to_pylist())),
         reason=reason,
     )
+
+
+def _catalog(run: Run) -> pa.Table:
+    return run.read_table("catalog", "observations.parquet", ["image_id", "uri", "file", "sha256", "frame"])
+
+
+def _named(table: pa.Table, uri: str) -> pa.Table:
+    """What can be forgotten of the observations that somebody may mean by ``uri``."""
+    meant = pc.or_(pc.or_(pc.equal(table["uri"], uri), pc.equal(table["file"], uri)), pc.equal(table["image_id"], uri))
+    return table.filter(pc.and_(pc.fill_null(meant, False), pc.is_valid(table["image_id"])))
+
+
+def _runs(store: Store, archive: str) -> Iterator[Run]:
+    """The archive's runs that have a catalog, the newest first."""
+    for run_id in sorted(store.list_folders(f"archives/{archive}/runs"), reverse=True):
+        key = f"archives/{archive}/runs/{run_id}"
+        with suppress(ObjectNotFoundError):
+            run = Run(store, key, read_run_spec(store, key))
+            if run.stage("catalog").sealed is not None:
+                yield run
 
 
 def _moment(table: pa.Table) -> pa.ChunkedArray:
@@ -148,16 +172,9 @@ def _what_shows_it(store: Store, archive: str, tombstone: Tombstone, keep: Run) 
     """Keys of the vectors, indexes, exemplars, pictures, heat maps and reports that hold a forgotten image."""
     gone = set(tombstone.image_ids)
     doomed = [key for key, _ in _parts_with(store, archive, gone)]
-    for run_id in store.list_folders(f"archives/{archive}/runs"):
-        key = f"archives/{archive}/runs/{run_id}"
-        if key == keep.key:
-            continue
-        try:
-            run = Run(store, key, read_run_spec(store, key))
-        except ObjectNotFoundError:
-            continue
-        catalog = run.stage("catalog").sealed
-        if catalog is None or not _shows(run, tombstone):
+    for run in _runs(store, archive):
+        key = run.key
+        if key == keep.key or not _shows(run, tombstone):
             continue
         doomed += [i.key for i in store.list(f"{key}/report") if not i.key.endswith("artifact.json")]
         doomed += [i.key for i in store.list(f"{key}/index") if i.key.endswith("/index.faiss")]

@@ -324,6 +324,9 @@ def read_file(
         cause = getattr(error.__cause__, "errno", None)
         if cause in (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP):
             raise ImageError("unreadable", os.strerror(cause)) from error
+        if store.folder is None and not error.retryable:
+            _check_root(store)  # else it is not this object alone that the bucket refuses: archived, or of another key
+            raise ImageError("unreadable", error.message[:200]) from error
         raise
     return _same(data, expected_sha256)
 

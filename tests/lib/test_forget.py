@@ -89,6 +89,22 @@ def test_older_versions_say_why_they_are_not_whole(archive: tuple[Store, Path]) 
         rollback(published_run(store, "bridge", 1))
 
 
+def test_what_has_left_the_archive_is_taken_out_of_what_is_kept(archive: tuple[Store, Path]) -> None:
+    """Its owner deleted the file, and the next run came before somebody asked for more."""
+    store, images = archive
+    image_id = search(store, "bridge", images / FILE, k=1)[0]["image_id"]
+    (images / FILE).unlink()
+    (images / "d1" / "asset-1" / "copy of dots.png").unlink()
+    list(run_pipeline(start(store, images)))
+    done = forget(store, "bridge", FILE)
+    assert (done["version"], done["images"]) == (2, 1) and done["deleted"] > 0
+    left = traces(store, image_id)
+    assert all("/forgotten/" in key or key.endswith((".parquet", "artifact.json")) for key in left), left
+    assert not any("/vectors/" in key or key.endswith("exemplars.parquet") for key in left)
+    with pytest.raises(InputError, match="in no version that is kept"):
+        forget(store, "bridge", "d1/asset-0/never.png")
+
+
 def test_repeating_it_changes_nothing(archive: tuple[Store, Path]) -> None:
     store, images = archive
     image_id = search(store, "bridge", images / FILE, k=1)[0]["image_id"]

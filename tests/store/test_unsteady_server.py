@@ -102,6 +102,34 @@ def test_a_twentieth_of_the_answers_is_spoilt(root: str, s3_server: S3Server, mo
     assert unsteady.artifact("catalog").facts["ledger"]["quarantined"] == 0, "a network fault is no picture's fault"
 
 
+def test_an_object_that_the_bucket_refuses_is_a_row_and_is_asked_for_again(
+    s3_bucket: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was moved to an archive, or lies under a key of its own; of all others nothing is wrong."""
+    root, refused = f"s3://{s3_bucket}", "a1/00001.png"
+    fill(Store(f"{root}/images"))
+    with FaultyProxy(s3_server.endpoint_url, share=0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        proxy.refused = refused
+        settings = with_overrides(Settings(), [*FAST, "catalog.labels=none"])
+        found = []
+        for run_id in ("refused", "restored"):
+            run = start_run(
+                Store(f"{root}/store"),
+                kind="run",
+                archive="a",
+                images=f"{root}/images",
+                model="m",
+                settings=settings,
+                run_id=run_id,
+            )
+            run_stage(run, "catalog")
+            rows = run.read_table("catalog", "observations.parquet").to_pylist()
+            found.append({row["file"]: row["reason"] for row in rows if row["reason"] is not None})
+            proxy.refused = ""
+    assert found == [{refused: "unreadable"}, {}]
+
+
 def test_the_server_is_away_for_twenty_seconds_in_the_middle(root: str, s3_server: S3Server) -> None:
     steady = work(start(Store(f"{root}/steady"), root, "once"))
     run = start(Store(f"{root}/unsteady"), root, "once")

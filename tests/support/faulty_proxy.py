@@ -23,6 +23,7 @@ class FaultyProxy:
 
     def __init__(self, upstream: str, share: float, seed: int = 0) -> None:
         self.counts: Counter[str] = Counter()
+        self.refused = ""  # a GET whose path ends so is answered with 403
         self._upstream = urlsplit(upstream)
         self._share, self._random, self._lock = share, random.Random(seed), threading.Lock()
         proxy = self
@@ -75,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
         fate = self.owner.draw()
         if fate == "503":
             self._answer(503, [], b"")
+            return
+        if self.owner.refused and self.command == "GET" and self.path.endswith(self.owner.refused):
+            self._answer(403, [], b"")
             return
         status, headers, data = self.owner.forward(self.command, self.path, self.headers, body)
         if fate == "passed":

@@ -22,7 +22,7 @@ from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import table_bytes, table_from_bytes
 
 # Raise it when the same bytes would be judged otherwise: then every file is looked at again.
-_JUDGEMENT: Final = 1
+_JUDGEMENT: Final = 2
 # What may be otherwise without any change to the file's size and stamp.
 _PASSING: Final = ("vanished", "changed", "unreadable")
 
