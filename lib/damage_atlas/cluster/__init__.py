@@ -26,7 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from damage_atlas.cluster.attention import write_alerts, write_noise
-from damage_atlas.cluster.confidence import CONFIDENT, explained_by, measure_confidence, silhouette
+from damage_atlas.cluster.confidence import (
+    CONFIDENT,
+    density_validity,
+    explained_by,
+    measure_confidence,
+    silhouette,
+)
 from damage_atlas.cluster.density import FoundClusters, find_clusters
 from damage_atlas.cluster.identity import identify_clusters, write_identity
 from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, redraw_because, spread
@@ -125,6 +131,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "resample_ari": None if np.isnan(confidence.agreement) else confidence.agreement,
             "confident_clusters": int((confidence.confidence_C >= CONFIDENT).sum()),
             "silhouette": silhouette(vectors, found.labels_N),
+            "dbcv": density_validity(found.positions_N2, found.labels_N),
             "ami": shared_information,
             "explained_by_nuisance": sum(mark is not None for mark in explained),
             "map_width": float(np.ptp(found.positions_N2, axis=0).max()) if len(ids) else 0.0,

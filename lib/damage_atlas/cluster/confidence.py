@@ -5,6 +5,7 @@ N points, K neighbours, C clusters, S points of a resample.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -140,6 +141,25 @@ def silhouette(vectors_ND: Floats, labels_N: Ints) -> float | None:
     if not 2 <= len(np.unique(labels_N[rows])) < len(rows):
         return None
     return float(silhouette_score(vectors_ND[rows], labels_N[rows], metric="cosine"))
+
+
+def density_validity(positions_N2: Floats, labels_N: Ints) -> float | None:
+    """DBCV (Moulavi et al. 2014) of the clusters on the map, -1 to 1: how dense inside, how empty between.
+
+    Noise counts as a cluster without validity. None with fewer than two clusters. Of large archives it is that of a
+    sample.
+    """
+    rows = np.random.default_rng(0).permutation(len(labels_N))[:_SAMPLE]
+    _, of_row, sizes = np.unique(labels_N[rows], return_inverse=True, return_counts=True)
+    labels = np.where((labels_N[rows] >= 0) & (sizes[of_row] > 2), labels_N[rows], -1)  # a pair has no inside
+    if len(np.unique(labels[labels >= 0])) < 2:
+        return None
+    from hdbscan.validity import validity_index  # half a second, which only this stage should pay
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # points in one place are infinitely dense
+        value = float(validity_index(positions_N2[rows].astype(np.float64), labels))
+    return value if np.isfinite(value) else None
 
 
 def _cohesion(near_ids_NK: Ints, labels_N: Ints, clusters: int) -> NDArray[np.float64]:

@@ -7,7 +7,14 @@ import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 
 from damage_atlas.cluster import confidence
-from damage_atlas.cluster.confidence import CONFIDENT, Confidence, explained_by, measure_confidence, silhouette
+from damage_atlas.cluster.confidence import (
+    CONFIDENT,
+    Confidence,
+    density_validity,
+    explained_by,
+    measure_confidence,
+    silhouette,
+)
 from damage_atlas.cluster.density import find_clusters
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.neighbours import exact_neighbours, without_self
@@ -163,3 +170,19 @@ def test_what_an_asset_explains_is_marked() -> None:
 
 def test_without_images_nothing_is_explained() -> None:
     assert explained_by(np.zeros(0, np.int64), [], {"asset": []}) == ({}, [])
+
+
+def test_density_validity_tells_groups_from_cuts_and_bears_what_is_odd() -> None:
+    rng = np.random.default_rng(0)
+    positions = np.concatenate([rng.normal(10 * n, 1, (1500, 2)) for n in range(3)]).astype(np.float32)
+    groups = np.repeat(np.arange(3), 1500)
+    valid = density_validity(positions, groups)
+    cut = density_validity(positions, rng.integers(0, 3, 4500))
+    noisy = density_validity(positions, np.where(groups == 2, -1, groups))
+    assert valid is not None and cut is not None and noisy is not None
+    assert valid > 0.7 and cut < -0.5 and 0.4 < noisy < valid
+    assert density_validity(positions, np.where(groups == 0, 0, -1)) is None
+    assert density_validity(positions[:6], np.array([0, 0, 1, 1, 2, 2])) is None, "pairs"
+    together = density_validity(np.repeat(positions[::1500], 20, axis=0), np.repeat(np.arange(3), 20))
+    assert together is None or together > 0.9
+    assert density_validity(np.zeros((0, 2), np.float32), np.zeros(0, int)) is None
