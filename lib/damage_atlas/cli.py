@@ -293,16 +293,23 @@ def decisions(store: StoreOption, archive: ArchiveOption, as_json: JsonFlag = Fa
 
 @app.command()
 def forget(
-    uri: Annotated[str, typer.Argument(help="A uri as the report prints it, a path below the images, or an image_id.")],
+    uris: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="URI...",
+            help="Each a uri as the report prints it, a path below the images (of a folder with / at its end), or an "
+            "image_id.",
+        ),
+    ],
     store: StoreOption,
     archive: ArchiveOption,
     reason: Annotated[str, typer.Option("--reason", help="Kept with the tombstone.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Take an image out of vectors, pictures, reports and the map, and publish a version without it."""
+    """Take images out of vectors, pictures, reports and the map, and publish a version without them."""
     from damage_atlas.forget import forget as take_out
 
-    done = take_out(Store(store), archive, uri, reason)
+    done = take_out(Store(store), archive, uris, reason)
     _print(
         done,
         as_json,

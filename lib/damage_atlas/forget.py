@@ -6,8 +6,9 @@ image, a new version without it, and at last the deletion of what still shows it
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,14 +29,15 @@ __all__ = ["forget"]
 logger = logging.getLogger(__name__)
 
 
-def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, Any]:
-    """Take an image out of everything that the archive keeps and shows, and publish a version without it.
+def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = "") -> dict[str, Any]:
+    """Take images out of everything that the archive keeps and shows, and publish one version without them.
 
     The image's file stays where it lies: whoever owns the folder deletes it; it may be gone already. A photo goes with
     its tiles and with every copy of its bytes, a video named by its file with all its frames, a frame alone.
 
     Args:
-        uri: as the report and ``search`` print it, a path relative to the image folder, or an image_id.
+        uris: each as the report and ``search`` print it, a path relative to the image folder, an image_id, or a folder
+            below the image folder with a / at its end, as a delivery is one.
 
     Returns:
         tombstone (number), version (the new one), observations, and deleted (objects).
@@ -46,7 +48,7 @@ def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, 
     """
     record = read_version(store, archive)
     run = Run.load(store.uri(record.run_key))
-    tombstone = _tombstone(run, uri, reason)
+    tombstone = _tombstone(run, [uris] if isinstance(uris, str) else uris, reason)
     number = bury(store, archive, tombstone)
     forgotten = read_forgotten(store, archive)
     _replace_parts(store, archive, forgotten.image_ids)
@@ -86,8 +88,26 @@ def forget(store: Store, archive: str, uri: str, reason: str = "") -> dict[str, 
     }
 
 
-def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
+def _tombstone(run: Run, uris: Sequence[str], reason: str) -> Tombstone:
     table = _catalog(run)
+    parts = [_meant_by(run, table, uri) for uri in uris]
+    tombstone = Tombstone(
+        asked_for=", ".join(uris),
+        files=sorted({file for part in parts for file in part.files}),
+        sha256=sorted({digest for part in parts for digest in part.sha256}),
+        image_ids=sorted({image_id for part in parts for image_id in part.image_ids}),
+        reason=reason,
+    )
+    left = set(table["image_id"].to_pylist()) - {None}
+    if left and left <= set(tombstone.image_ids):
+        raise InputError(
+            f"{tombstone.asked_for}: nothing else is left in {run.spec.archive}. Remove the whole archive instead."
+        )
+    return tombstone
+
+
+def _meant_by(run: Run, table: pa.Table, uri: str) -> Tombstone:
+    """What goes with one of the things that were asked for; ``table`` is the catalog of the current version."""
     named = _named(table, uri)
     if named.num_rows == 0:
         known = read_forgotten(run.store, run.spec.archive).find(uri)
@@ -104,19 +124,17 @@ def _tombstone(run: Run, uri: str, reason: str) -> Tombstone:
                 "`search` prints, its path below the image folder, or its image_id."
             )
     # A video named by its file goes as a whole: with other settings other frames of it would come.
-    whole = named.filter(pc.or_(pc.is_null(named["frame"]), pc.equal(named["file"], uri)))["sha256"].unique()
+    by_file = pc.or_(pc.equal(named["file"], uri), pa.scalar(uri.endswith("/")))
+    whole = named.filter(pc.or_(pc.is_null(named["frame"]), by_file))["sha256"].unique()
     # Of a frame, all its tiles: neighbours overlap.
     frames = _moment(named.filter(pc.is_valid(named["frame"]))).unique()
     gone = table.filter(pc.or_kleene(pc.is_in(table["sha256"], whole), pc.is_in(_moment(table), frames)))
     gone = gone.filter(pc.is_valid(gone["image_id"]))
-    if gone.num_rows == pc.sum(pc.is_valid(table["image_id"])).as_py():
-        raise InputError(f"{uri}: nothing else is left in {run.spec.archive}. Remove the whole archive instead.")
     return Tombstone(
         asked_for=uri,
-        files=sorted(set(gone["file"].to_pylist())),
-        sha256=sorted(whole.to_pylist()),
-        image_ids=sorted(set(gone["image_id"].to_pylist())),
-        reason=reason,
+        files=gone["file"].to_pylist(),
+        sha256=whole.to_pylist(),
+        image_ids=gone["image_id"].to_pylist(),
     )
 
 
@@ -126,7 +144,11 @@ def _catalog(run: Run) -> pa.Table:
 
 def _named(table: pa.Table, uri: str) -> pa.Table:
     """What can be forgotten of the observations that somebody may mean by ``uri``."""
-    meant = pc.or_(pc.or_(pc.equal(table["uri"], uri), pc.equal(table["file"], uri)), pc.equal(table["image_id"], uri))
+    if uri.endswith("/"):
+        meant = pc.starts_with(table["file"], uri)
+    else:
+        names = (table["uri"], table["file"], table["image_id"])
+        meant = functools.reduce(pc.or_kleene, (pc.equal(name, uri) for name in names))
     return table.filter(pc.and_(pc.fill_null(meant, False), pc.is_valid(table["image_id"])))
 
 

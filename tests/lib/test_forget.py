@@ -105,6 +105,24 @@ def test_what_has_left_the_archive_is_taken_out_of_what_is_kept(archive: tuple[S
         forget(store, "bridge", "d1/asset-0/never.png")
 
 
+def test_a_delivery_and_a_single_image_go_together(archive: tuple[Store, Path]) -> None:
+    """In one version, under one tombstone; by a folder as by names."""
+    store, images = archive
+    make_delivery(images, "d2", 100, each=3)
+    list(run_pipeline(start(store, images)))
+    published = published_run(store, "bridge").read_table("cluster", "points.parquet").to_pylist()
+    wrong = {point["image_id"] for point in published if "/d2/" in point["uri"]}
+    assert wrong
+    done = forget(store, "bridge", ["d2/", FILE], "of another bridge")
+    assert (done["version"], done["tombstone"]) == (3, 1) and done["images"] == len(wrong) + 1
+    left = published_run(store, "bridge").read_table("cluster", "points.parquet")["image_id"].to_pylist()
+    assert not wrong & set(left) and len(set(left)) == len({point["image_id"] for point in published}) - len(wrong) - 1
+    again = forget(store, "bridge", ["d2/", FILE])
+    assert (again["version"], again["tombstone"], again["deleted"]) == (3, 1, 0)
+    with pytest.raises(InputError, match="nothing else is left"):
+        forget(store, "bridge", ["d1/"])
+
+
 def test_repeating_it_changes_nothing(archive: tuple[Store, Path]) -> None:
     store, images = archive
     image_id = search(store, "bridge", images / FILE, k=1)[0]["image_id"]
@@ -157,7 +175,7 @@ def test_a_video_goes_as_a_whole_by_its_file_and_a_frame_alone(tmp_path: Path) -
         return run
 
     run = catalog("one", 1.0)
-    tombstone = forgetting._tombstone(run, "d1/crawl.mp4", "")
+    tombstone = forgetting._tombstone(run, ["d1/crawl.mp4"], "")
     assert len(tombstone.image_ids) == 4 and len(tombstone.sha256) == 1
     bury(run.store, "bridge", tombstone)
     files = catalog("one", 0.5).read_table("catalog", "observations.parquet")["file"].to_pylist()
@@ -165,7 +183,7 @@ def test_a_video_goes_as_a_whole_by_its_file_and_a_frame_alone(tmp_path: Path) -
 
     run = catalog("two", 1.0)
     frame = next(uri for uri in run.read_table("catalog", "observations.parquet")["uri"].to_pylist() if "#t=2" in uri)
-    tombstone = forgetting._tombstone(run, frame, "")
+    tombstone = forgetting._tombstone(run, [frame], "")
     assert len(tombstone.image_ids) == 1 and tombstone.sha256 == []
 
 
