@@ -14,6 +14,7 @@ logger = logging.getLogger("damage_atlas")
 observers: list[Callable[[Progress], None]] = []
 
 _INTERVAL_S = 10.0
+_FIRST_S = 1.0  # whoever watches sees that it goes, and how fast
 _REDRAW_S = 0.1
 
 
@@ -30,6 +31,7 @@ class Progress:
         self.what, self.unit, self.total, self.interval_s = what, unit, total, interval_s
         self.done = self.bad = 0
         self._started = self._logged = time.monotonic()
+        self._log_at = self._started + min(_FIRST_S, interval_s)
         self._bar = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -68,8 +70,8 @@ class Progress:
             if time.monotonic() - self._logged >= _REDRAW_S or self.done == self.total:
                 self._logged = time.monotonic()
                 self._redraw(note)
-        elif time.monotonic() - self._logged >= self.interval_s and self.done != self.total:
-            self._logged = time.monotonic()
+        elif time.monotonic() >= self._log_at and self.done != self.total:
+            self._log_at = time.monotonic() + self.interval_s
             self._log(f", {note}" if note else "")
 
     @property
@@ -90,7 +92,8 @@ class Progress:
     def __str__(self) -> str:
         rate = self.rate
         if self.total is None:
-            return f"{self.what}: {self.done:,} {self.unit}, {rate:,.1f}/s"
+            bad = f", {self.bad:,} bad" if self.bad else ""
+            return f"{self.what}: {self.done:,} {self.unit}{bad}, {rate:,.1f}/s"
         left = (self.total - self.done) / rate if rate else float("inf")
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad, {rate:,.1f}/s, " + (
             f"{left:,.0f} s left" if self.done < self.total else f"took {time.monotonic() - self._started:,.1f} s"

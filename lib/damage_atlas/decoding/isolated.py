@@ -30,7 +30,7 @@ from damage_atlas.errors import MachineError
 
 _PIPE_BYTES: Final = 1 << 20  # what Linux grants to anyone; most files then travel in one write
 _SHARED_BYTES: Final = 8 << 20  # for pixels; those of larger pictures go through the pipe
-_TRIES: Final = 2  # a process that was killed from outside says nothing about the file
+_TRIES: Final = 2  # a process that was killed from outside, or a machine that stood still, says nothing about the file
 
 
 def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
@@ -61,8 +61,8 @@ class Decoding:
             if child is not None:
                 answer = child.receive()
         except _ChildDied as died:
-            if died.code == -signal.SIGALRM:
-                raise died.as_error(self._limits) from died
+            if died.code == -signal.SIGALRM:  # that was the first try of two
+                return _ask({"op": "decode"}, self._limits, self._data, _Child.pixels, tries=1)
             child = None
         if child is None:
             return decode(self._data, self._limits)
@@ -257,16 +257,22 @@ def _document(_: _Child, answer: dict[str, Any], data: bytes) -> dict[str, Any]:
     return answer
 
 
-def _ask(request: dict[str, Any], limits: Limits, data: bytes = b"", take: Callable[..., Any] = _document) -> Any:
+def _ask(
+    request: dict[str, Any],
+    limits: Limits,
+    data: bytes = b"",
+    take: Callable[..., Any] = _document,
+    tries: int = _TRIES,
+) -> Any:
     """What ``take`` makes of the answer while the process is still ours."""
     request = {**request, "limits": _limits_document(limits)}
-    for attempt in range(_TRIES):
+    for attempt in range(tries):
         try:
             with _borrowed() as child:
                 return take(child, *_checked(*child.ask(request, data)))
         except _ChildDied as died:
             error = died.as_error(limits)
-            if died.code == -signal.SIGALRM or attempt == _TRIES - 1:
+            if attempt == tries - 1:
                 raise error from died
     raise AssertionError
 

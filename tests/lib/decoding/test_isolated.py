@@ -133,6 +133,26 @@ def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeyp
     assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE) and not (tmp_path / "owned").exists()
 
 
+def test_a_machine_that_stood_still_costs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the alarm a pause of the whole machine is a decoder that hangs; once more, and it is not."""
+    asked: list[int] = []
+    ask = isolated._Child.ask
+
+    def slow_once(child: isolated._Child, request: dict[str, object], data: bytes) -> object:
+        asked.append(child.process.pid)
+        if len(asked) == 1:
+            os.kill(child.process.pid, signal.SIGALRM)
+            raise isolated._ChildDied(child._ended())
+        return ask(child, request, data)
+
+    monkeypatch.setattr(isolated._Child, "ask", slow_once)
+    assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE) and len(set(asked)) == 2
+    begun = isolated.Decoding(encode_png(PICTURE))
+    assert begun._child is not None
+    os.kill(begun._child.process.pid, signal.SIGALRM)
+    assert np.array_equal(begun.result(), PICTURE)
+
+
 def test_a_hang_costs_one_file() -> None:
     slow = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
     started = time.monotonic()

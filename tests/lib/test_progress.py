@@ -1,0 +1,50 @@
+"""Progress without a terminal: a line after a second, one each interval, one at the end."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from damage_atlas import progress
+from damage_atlas.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    now = SimpleNamespace(s=100.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now.s)
+    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: False))
+    return now
+
+
+def test_lines_come_early_then_at_intervals(clock: SimpleNamespace) -> None:
+    seen: list[tuple[float, str]] = []
+    progress.observers.append(lambda told: seen.append((clock.s - 100, str(told))))
+    try:
+        with Progress("embed", "images", 300) as shown:
+            for _ in range(60):
+                clock.s += 0.5
+                shown.add(5, bad=int(shown.done < 10))
+    finally:
+        progress.observers.pop()
+    assert [at for at, _ in seen] == [1.0, 11.0, 21.0, 30.0]
+    assert seen[0][1] == "embed: 10 of 300 images, 2 bad, 10.0/s, 29 s left"
+    assert seen[-1][1] == "embed: 300 of 300 images, 2 bad, 10.0/s, took 30.0 s"
+
+
+def test_without_a_total_what_is_bad_is_said(clock: SimpleNamespace) -> None:
+    shown = Progress("listing", "names")
+    clock.s += 2
+    shown.add(10)
+    assert str(shown) == "listing: 10 names, 5.0/s"
+    shown.add(2, bad=1)
+    assert str(shown) == "listing: 12 names, 1 bad, 6.0/s"
+
+
+def test_what_fails_does_not_say_that_it_is_done(clock: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="damage_atlas"), pytest.raises(KeyError), Progress("x", "y", 3) as shown:
+        shown.add(1)
+        raise KeyError
+    assert caplog.messages == []
