@@ -286,3 +286,23 @@ def test_nothing_else_comes_in_or_goes_out() -> None:
         ("egress", "names", (53, 53)), ("egress", "store", (443,)), ("egress", "airflow", (5432,)),
         ("ingress", "atlas-metrics", (9108,)), ("ingress", "ray-metrics", (9110,)),
     }  # fmt: skip
+
+
+def test_airflow_s_tasks_see_the_images_where_ray_sees_them() -> None:
+    """`backfill` lists the deliveries."""
+    folder = objects()["ConfigMap", "store"]["data"]["DAMAGE_ATLAS_DATA"]
+    (of_ray,) = [each for each in service("ray-head")["volumes"] if each.endswith(f":{folder}:ro")]
+    assert of_ray in service("airflow-scheduler")["volumes"]
+    (mount,) = [each for each in values()["scheduler"]["extraVolumeMounts"] if each["mountPath"] == folder]
+    (volume,) = [each for each in values()["scheduler"]["extraVolumes"] if each["name"] == mount["name"]]
+    assert mount["readOnly"] and volume["persistentVolumeClaim"]["claimName"] in {
+        name for kind, name in objects() if kind == "PersistentVolumeClaim"
+    }
+
+
+def test_the_way_out_is_for_those_who_notify() -> None:
+    out = yaml.safe_load(read("infra/compose/way-out.yml"))
+    for name, changes in out["services"].items():
+        assert changes == {"networks": ["inside", "outside"]} and service(name)["networks"] == ["inside"], name
+    assert set(out["services"]) == {f"airflow-{name}" for name in ("scheduler", "dag-processor", "triggerer")}
+    assert out["networks"] == {"outside": {}}
