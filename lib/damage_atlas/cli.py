@@ -404,7 +404,11 @@ def note(
     archive: ArchiveOption,
     text: Annotated[str | None, typer.Argument(help="What to note.")] = None,
     severity: Annotated[
-        str | None, typer.Option("--severity", help="How bad it is, a code of your table; an empty text takes it away.")
+        str | None,
+        typer.Option(
+            "--severity",
+            help="How bad it is, 0 to 5 or a code of the table; it decides what to visit. An empty text takes it away.",
+        ),
     ] = None,
     by: ByOption = None,
     as_json: JsonFlag = False,

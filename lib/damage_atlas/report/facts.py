@@ -103,7 +103,7 @@ class Grade:
 
     label: str
     grade: float  # 0 (none) to 5 (worst)
-    source: str  # table; name: it says that nothing is wrong; others: the table lacks it
+    source: str  # table; people: noted of a cluster; name: it says that nothing is wrong; others: the table lacks it
 
 
 @dataclass(frozen=True)

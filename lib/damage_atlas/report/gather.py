@@ -144,9 +144,9 @@ def gather_facts(run: Run, points: list[Point], decisions_up_to: int | None = No
         grades=[
             *(Grade(label, codes.grade(label), codes.source(label)) for label in sorted(labels)),
             *(
-                Grade(f"cluster {c.cluster_id}", own, "table")
+                Grade(f"cluster {c.cluster_id}", own, "table" if codes.of_cluster(c.cluster_id) == own else "people")
                 for c in clusters
-                if (own := codes.of_cluster(c.cluster_id)) is not None
+                if (own := _graded(c, codes)) is not None
             ),
         ],
         unused_grades=codes.unused(labels, [c.cluster_id for c in clusters]),
@@ -194,7 +194,7 @@ def _courses(
         if c.cluster_id in born and not _plainly_sound(c, codes)
     }
     # What somebody has graded after looking at it goes before all.
-    grades |= {c.cluster_id: own for c in clusters if (own := codes.of_cluster(c.cluster_id)) is not None}
+    grades |= {c.cluster_id: own for c in clusters if (own := _graded(c, codes)) is not None}
     seen = {row["observation_id"]: row for row in observations}
     found: tuple[list[Look], list[Look]] = ([], [])
     for p in points:
@@ -221,6 +221,12 @@ def _courses(
             )
         )
     return follow(found[False], SamePlace(settings.same_place_m, settings.same_place_clock)), found[True], born
+
+
+def _graded(cluster: Cluster, codes: CodeTable) -> float | None:
+    """What the table says of this very cluster, or else the severity that somebody noted; None without either."""
+    own = codes.of_cluster(cluster.cluster_id)
+    return codes.of_remark(cluster.severity) if own is None else own
 
 
 def _plainly_sound(cluster: Cluster, codes: CodeTable) -> bool:

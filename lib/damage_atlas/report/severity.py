@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from damage_atlas.labels import is_undamaged
@@ -53,6 +54,17 @@ class CodeTable:
     def of_cluster(self, cluster_id: int) -> float | None:
         """The grade of a cluster that has an entry of its own; None for others."""
         return self.grades.get(f"cluster {cluster_id}")
+
+    def of_remark(self, severity: str | None) -> float | None:
+        """The grade that somebody noted of a cluster: an entry of the table, or a number; None for what is neither."""
+        if severity is None:
+            return None
+        known = self.grades.get(severity.casefold())
+        if known is not None:
+            return known
+        with suppress(ValueError):
+            return grade if 0 <= (grade := float(severity)) <= MAX_GRADE else None
+        return None
 
     def unused(self, labels: Collection[str], clusters: Collection[int]) -> list[str]:
         """Entries of the table that no label and no cluster of the archive has, perhaps because they are misspelt."""

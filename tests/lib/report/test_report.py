@@ -22,6 +22,7 @@ from damage_atlas.report.gather import gather_facts, gather_points
 from damage_atlas.report.page import visible
 from damage_atlas.report.palette import look
 from damage_atlas.report.sampling import CLUSTER_FLOOR, draw_order
+from damage_atlas.report.severity import CodeTable
 from damage_atlas.report.write import figure_clusters
 from damage_atlas.store import Run
 from tests.lib.report.synthetic_run import HOSTILE_ASSET, HOSTILE_FILE, HOSTILE_LABEL, Scene, make_run, read_report
@@ -325,12 +326,23 @@ def test_a_code_table_decides_the_order_and_its_idle_entries_are_named(tmp_path:
         "spalling": (5, "table"),
         "sound": (0, "name"),
         "cluster 1": (2, "table"),
-    }
+    }, "what somebody noted of cluster 1 comes after the table"
     of_spalling = {
         c["cluster_id"] for c in document["clusters"] if c["top_label"] == "spalling" or c["status"] == "born"
     }
     assert document["assets"] and all(set(asset["clusters"]) <= of_spalling | {1} for asset in document["assets"])
     assert any(1 in asset["clusters"] for asset in document["assets"])
+
+
+def test_a_severity_that_somebody_noted_decides_without_a_table(run: Run) -> None:
+    document = read_report(run)
+    noted = {c["cluster_id"]: c["severity"] for c in document["clusters"] if c["severity"]}
+    assert noted == {1: "4"}
+    assert {"label": "cluster 1", "grade": 4.0, "source": "people"} in document["grades"]
+    assert "Noted by somebody" in page_of(run)
+    codes = CodeTable({"s3": 3.5})
+    said = [codes.of_remark(text) for text in ("S3", "4", "0", "6", "-1", "nan", "bad", None)]
+    assert said == [3.5, 4.0, 0.0, None, None, None, None, None]
 
 
 @pytest.mark.parametrize(("clusters", "label", "listed"), [(6, "spalling", True), (7, "sound", False)])
