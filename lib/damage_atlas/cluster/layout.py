@@ -5,6 +5,7 @@ N points, of which those that the previous version has placed are old; M new poi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,6 +168,7 @@ def _set_apart(positions_N2: Floats, vectors_ND: Floats, rows_M: Ints, placed_N:
     k = min(_GAP_NEIGHBOURS, int(placed_N.sum()))
     spacing = np.quantile(old.query(positions[placed_N], k=[k])[0], _GAP_QUANTILE)
     gap = _GAP * max(float(spacing), 1e-3)
+    staying = cKDTree(np.delete(positions, rows_M, axis=0))  # once: there may be thousands of groups
     for group in _groups(vectors_ND, rows_M):
         if old.query(positions[group])[0].min() >= gap:
             continue
@@ -175,8 +177,8 @@ def _set_apart(positions_N2: Floats, vectors_ND: Floats, rows_M: Ints, placed_N:
         reach = np.linalg.norm(shape, axis=1).max()
         radius = min(reach, gap / 4 * np.sqrt(len(group)))
         shape *= radius / max(reach, 1e-12)
-        others = np.delete(positions, group, axis=0)
-        positions[group] = shape + _free_place(others, positions[group].mean(axis=0), gap + radius)
+        moving = cKDTree(positions[np.setdiff1d(rows_M, group, assume_unique=True)])
+        positions[group] = shape + _free_place([staying, moving], positions[group].mean(axis=0), gap + radius)
     return positions.astype(np.float32)
 
 
@@ -188,10 +190,17 @@ def _groups(vectors_ND: Floats, rows_M: Ints) -> list[Ints]:
     return sorted((rows_M[group == g] for g in range(count)), key=lambda rows: (-len(rows), rows[0]))
 
 
-def _free_place(others_N2: Positions, wanted: Positions, clearance: float) -> Positions:
-    """The place nearest to ``wanted`` that is farther than ``clearance`` from all other points."""
-    low, high = others_N2.min(axis=0) - 2 * clearance, others_N2.max(axis=0) + 2 * clearance
+def _free_place(others: Sequence[cKDTree], wanted: Positions, clearance: float) -> Positions:
+    """The place nearest to ``wanted`` that is no nearer than ``clearance`` to any of the other points."""
+    others = [tree for tree in others if tree.n]
+    low = np.min([tree.mins for tree in others], axis=0) - 2 * clearance
+    high = np.max([tree.maxes for tree in others], axis=0) + 2 * clearance
     axes = [np.linspace(low[i], high[i], _LOOKED_AT) for i in range(2)]
     places = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-    free = places[cKDTree(others_N2).query(places)[0] >= clearance]
-    return np.asarray(free[np.linalg.norm(free - wanted, axis=1).argmin()])
+    places = places[np.linalg.norm(places - wanted, axis=1).argsort(kind="stable")]
+    for some in np.array_split(places, _LOOKED_AT // 10):
+        # Beyond the bound a query ends early, with an infinite distance.
+        near = [tree.query(some, distance_upper_bound=clearance)[0] < clearance for tree in others]
+        if not (taken := np.any(near, axis=0)).all():
+            return np.asarray(some[taken.argmin()])
+    raise AssertionError("the rim lies twice the clearance away from all points")
