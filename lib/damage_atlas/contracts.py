@@ -133,7 +133,7 @@ CLUSTERS: Final = pa.schema(
         # beyond the contract
         pa.field("new_share", pa.float32()),  # share of its images that the previous version did not hold
         pa.field("novelty", pa.float32()),  # mean over its points
-        pa.field("reappears", pa.float32()),  # share of resamples in which it came back; null without resamples
+        pa.field("reappears", pa.float32()),  # share of resamples in which it came back; null where none holds it
         pa.field("cohesion", pa.float32()),  # how far its points are each other's neighbours in the embedding
         pa.field("explained_by", pa.string()),  # what explains it better than the class: asset, photo, …
     ]

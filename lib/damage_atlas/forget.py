@@ -90,7 +90,10 @@ def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = 
 
 def _tombstone(run: Run, uris: Sequence[str], reason: str) -> Tombstone:
     table = _catalog(run)
-    parts = [_meant_by(run, table, uri) for uri in uris]
+    # Earlier versions too, to which one can go back: what left the archive since, or was cut into other tiles.
+    kept = [_catalog(each) for each in _runs(run.store, run.spec.archive) if each.key != run.key]
+    whole = pa.concat_tables([table, *kept])
+    parts = [_meant_by(run, whole, uri) for uri in uris]
     tombstone = Tombstone(
         asked_for=", ".join(uris),
         files=sorted({file for part in parts for file in part.files}),
@@ -107,22 +110,16 @@ def _tombstone(run: Run, uris: Sequence[str], reason: str) -> Tombstone:
 
 
 def _meant_by(run: Run, table: pa.Table, uri: str) -> Tombstone:
-    """What goes with one of the things that were asked for; ``table`` is the catalog of the current version."""
+    """What goes with one of the things that were asked for; ``table`` is the catalogs of all runs."""
     named = _named(table, uri)
     if named.num_rows == 0:
         known = read_forgotten(run.store, run.spec.archive).find(uri)
         if known is not None:
             return known
-        # It may have left the archive, and older versions, to which one can go back, still show it.
-        earlier = (each for each in _runs(run.store, run.spec.archive) if each.key != run.key)
-        for table in map(_catalog, earlier):
-            if (named := _named(table, uri)).num_rows:
-                break
-        else:
-            raise InputError(
-                f"{uri} is no image of {run.spec.archive}, in no version that is kept. Give the uri that the report or "
-                "`search` prints, its path below the image folder, or its image_id."
-            )
+        raise InputError(
+            f"{uri} is no image of {run.spec.archive}, in no version that is kept. Give the uri that the report or "
+            "`search` prints, its path below the image folder, or its image_id."
+        )
     # A video named by its file goes as a whole: with other settings other frames of it would come.
     by_file = pc.or_(pc.equal(named["file"], uri), pa.scalar(uri.endswith("/")))
     whole = named.filter(pc.or_(pc.is_null(named["frame"]), by_file))["sha256"].unique()
@@ -153,8 +150,8 @@ def _named(table: pa.Table, uri: str) -> pa.Table:
 
 
 def _runs(store: Store, archive: str) -> Iterator[Run]:
-    """The archive's runs that have a catalog, the newest first."""
-    for run_id in sorted(store.list_folders(f"archives/{archive}/runs"), reverse=True):
+    """The archive's runs that have a catalog."""
+    for run_id in store.list_folders(f"archives/{archive}/runs"):
         key = f"archives/{archive}/runs/{run_id}"
         with suppress(ObjectNotFoundError):
             run = Run(store, key, read_run_spec(store, key))

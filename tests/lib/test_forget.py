@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from damage_atlas import forget as forgetting
 from damage_atlas.errors import ContractError, InputError
@@ -16,7 +18,7 @@ from damage_atlas.spec import Settings, with_overrides
 from damage_atlas.store import Run, Store, current_version, start_run
 from damage_atlas.store.forgotten import bury
 from tests.lib.catalog.test_sources import make_video
-from tests.support.small_archive import make_delivery, make_labelled
+from tests.support.small_archive import make_delivery, make_labelled, picture
 
 FAST = ["train.input_size=32", "train.iterations=20", "train.batch_size=24", "embed.rows_per_part=16"]
 
@@ -185,6 +187,25 @@ def test_a_video_goes_as_a_whole_by_its_file_and_a_frame_alone(tmp_path: Path) -
     frame = next(uri for uri in run.read_table("catalog", "observations.parquet")["uri"].to_pylist() if "#t=2" in uri)
     tombstone = forgetting._tombstone(run, [frame], "")
     assert len(tombstone.image_ids) == 1 and tombstone.sha256 == []
+
+
+def test_what_other_versions_cut_otherwise_goes_as_well(archive: tuple[Store, Path]) -> None:
+    """A folder of which one image left since, and a photo that was whole before and is cut into tiles now."""
+    store, images = archive
+    Image.fromarray(np.tile(picture("dots", 5), (4, 4, 1))).save(images / "d1" / "asset-0" / "large.png")
+    list(run_pipeline(start(store, images)))
+    make_delivery(images, "d0", 200, each=2)
+    list(run_pipeline(start(store, images)))
+    gone = sorted((images / "d0").rglob("*.png"))[0]
+    gone.unlink()
+    tiled = with_overrides(
+        Settings(), [*FAST, "catalog.labels=none", "catalog.tile_above=200", "catalog.tile_size=128"]
+    )
+    list(run_pipeline(start(store, images, settings=tiled)))
+    tombstone = forgetting._tombstone(published_run(store, "bridge"), ["d0/", "d1/asset-0/large.png"], "")
+    assert str(gone.relative_to(images)) in tombstone.files
+    whole = [i for i in tombstone.image_ids if i in tombstone.sha256]
+    assert len(whole) == len(tombstone.sha256) and len(tombstone.image_ids) > len(whole), "the photo whole and in tiles"
 
 
 def test_what_is_not_there_and_what_is_all_there_is_are_refused(archive: tuple[Store, Path], tmp_path: Path) -> None:

@@ -147,14 +147,9 @@ class CheckFiles:
                     "detail": note,
                 } | (side_car.at(time_s) if side_car else {})
             if facts.restarts_at is not None:
-                detail = (
-                    f"after {facts.restarts_at:.1f} s its time begins again: recordings were joined without a new time "
-                )
-                yield {
-                    "sha256": digest,
-                    "reason": "corrupt",
-                    "detail": detail + "line. What follows is not read; cut it there",
-                }
+                detail = f"after {facts.restarts_at:.1f} s its time begins again, as in recordings that were joined; "
+                detail += "what has a time that was there before is not read. Cut it there"
+                yield {"sha256": digest, "reason": "corrupt", "detail": detail}
         finally:
             if copy is not None:
                 copy.close()

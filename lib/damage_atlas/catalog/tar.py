@@ -78,7 +78,7 @@ def read_members(store: Store, listed: ListedFile, max_bytes: int) -> Iterator[M
     stream.seek(end)
     while block := stream.read(_BUFFER):
         if block.strip(b"\0"):
-            raise ImageError("corrupt", f"the tar file is damaged at byte {end:,}; what follows is not read")
+            raise ImageError("corrupt", f"at byte {end:,} is a hole or another tar file; what follows is not read")
     if end > size:
         raise ImageError("truncated", f"the tar file ends at byte {size:,}, inside a member")
 

@@ -121,7 +121,11 @@ def match_clusters(
     by_exemplars = {c: exemplars[c] for c in untold if sum(exemplars.get(c, {}).values())}
     known = {label: [i for i in images if i in old] for label, images in now.items()}
     # One kind of evidence for each old cluster, so that its shares add up.
-    links = {pair: link for pair, link in _image_links(labels, old, now, known).items() if pair[0] not in untold}
+    by_images = _image_links(labels, old, now, known)
+    if few := untold - set(by_exemplars):
+        # Few are left, and nothing else can tell: what is theirs by most of its images is theirs.
+        untold -= few & {c for (c, label), link in by_images.items() if link.shared >= _MATCH_SHARE * len(now[label])}
+    links = {pair: link for pair, link in by_images.items() if pair[0] not in untold}
     links |= _exemplar_links(by_exemplars, before, now)
     untold -= set(by_exemplars)
 
@@ -157,7 +161,9 @@ def match_clusters(
             ids[label], next_id = next_id, next_id + 1
             sources = {c: link for (c, other), link in links.items() if other == label}
             origin = max(sources, key=lambda c: (sources[c].weight, -old_order[c]), default=None)
-            events.append(_origin(ids[label], origin, sources, placed, len(now[label]), len(known[label]), untold))
+            was_clustered = sum(old[image_id] is not None for image_id in known[label])
+            sizes = len(now[label]), len(known[label]), was_clustered
+            events.append(_origin(ids[label], origin, sources, placed, sizes, untold))
         statuses[ids[label]] = events[-1].event
     for cluster in sorted(before, key=old_order.__getitem__):
         if cluster in taken:
@@ -229,11 +235,16 @@ def _origin(
     origin: int | None,
     sources: Mapping[int, _Link],
     placed: set[int],
-    size: int,
-    known: int,
+    sizes: tuple[int, int, int],
     untold: set[int],
 ) -> Event:
-    """Where a cluster that is no old one comes from; ``placed`` are the old clusters of which most was found."""
+    """Where a cluster that is no old one comes from.
+
+    Args:
+        placed: the old clusters of which most was found.
+        sizes: of its images all, those of the previous version, and those that lay in a cluster there.
+    """
+    size, known, was_clustered = sizes
     if origin is not None:
         link = sources[origin]
         if link.evidence == "images" and link.shared >= _ORIGIN_SHARE * size:
@@ -242,9 +253,9 @@ def _origin(
             if link.share >= _SPLIT_SHARE and origin in placed:
                 return _event(origin, to_id, "split", link)
             return Event(None, to_id, "unknown", evidence="exemplars")
-    from_clusters = sum(link.shared for link in sources.values() if link.evidence == "images")
-    if from_clusters >= _MATCH_SHARE * size:
-        # Put together from parts of several, of none so much that it would be a part of that one.
+    if was_clustered >= _MATCH_SHARE * size:
+        # Put together from parts of several, of none so much that it would be a part of that one; or from what is left
+        # of one whose kind came again elsewhere.
         return Event(None, to_id, "unknown", evidence="images")
     if untold and known < _ORIGIN_SHARE * size:
         # It may be one of those that nothing could place.

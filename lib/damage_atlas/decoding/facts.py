@@ -77,6 +77,4 @@ class VideoFacts:
     captured_at: datetime | None  # of its first frame, UTC
     frames: tuple[tuple[int, float], ...]  # presentation timestamp in the stream's own units; seconds from the start
     damaged_packets: int
-    restarts_at: float | None = (
-        None  # second after which timestamps begin again: later frames have no name of their own
-    )
+    restarts_at: float | None = None  # second after which times come again: by these no frame can be named

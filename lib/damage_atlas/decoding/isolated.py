@@ -108,14 +108,17 @@ class VideoFrames:
 
     def read(self, pts: int) -> Pixels:
         """One frame; errors as in ``decode``."""
-        if self._child is None:
-            self._child = _borrow()
         request = {"op": "read_frame", "path": self.path, "pts": pts, "limits": asdict(self.limits)}
-        try:
-            return self._child.pixels(*_checked(*self._child.ask(request, b"")))
-        except _ChildDied as died:
-            self._child = None
-            raise died.as_error(self.limits) from died
+        for attempt in range(_TRIES):
+            if self._child is None:
+                self._child = _borrow()
+            try:
+                return self._child.pixels(*_checked(*self._child.ask(request, b"")))
+            except _ChildDied as died:
+                self._child = None
+                if attempt == _TRIES - 1:
+                    raise died.as_error(self.limits) from died
+        raise AssertionError
 
 
 class _ChildDied(Exception):

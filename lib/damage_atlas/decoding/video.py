@@ -25,6 +25,7 @@ _HOPELESS = 1000  # damaged packets in a row
 _THUMBNAIL = 32  # pixels a side: what scene changes are looked for in
 _ROUNDING_S = 1e-6  # times are told to the microsecond
 _RESTART_S = 1.0  # a jump back as far is not a matter of the order of frames
+_OVERLAP_S = 5.0  # of joined segments, or of a clock that was set: nothing of it is missed
 _MOST_FRAMES = 200_000  # two days, a frame each second
 _STEP_BACK_S = 2.0
 _SEEK_BEYOND_S = 20.0  # decoding on is cheaper than seeking to a key frame that lies before us
@@ -43,18 +44,20 @@ def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Calla
         stream = _stream(container, limits)
         chosen: list[tuple[int, float]] = []
         seen: np.ndarray | None = None
-        due = latest = 0.0
-        restarts_at = None
+        due, latest, passed_over_s = 0.0, -math.inf, 0.0
+        restarts_at, is_again = None, False
         size = (0, 0)
         decoder = _Decoder(container, stream)
         for frame in decoder:
             on_frame()
             time_s = _time_at(frame.pts, stream)
             size = size if chosen else _upright_size(frame)
-            if time_s < latest - _RESTART_S:
-                restarts_at = latest
-                break
-            latest = max(latest, time_s)
+            if time_s < latest - _RESTART_S and not is_again:
+                restarts_at, is_again = restarts_at or latest, True
+                passed_over_s += latest - time_s
+            if is_again and time_s <= latest:
+                continue
+            is_again, latest = False, max(latest, time_s)
             if time_s < due - _ROUNDING_S:
                 continue
             if sampling.scene_change is not None:
@@ -71,7 +74,10 @@ def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Calla
         if not chosen:
             raise ImageError("corrupt", f"no frame can be decoded ({decoder.damaged} damaged packets)")
         kind = f"{stream.codec_context.name}".upper()
-        return VideoFacts(*size, kind, _created(container), tuple(chosen), decoder.damaged, restarts_at)
+        is_lost = is_again or passed_over_s > _OVERLAP_S
+        return VideoFacts(
+            *size, kind, _created(container), tuple(chosen), decoder.damaged, restarts_at if is_lost else None
+        )
 
 
 class VideoReader:

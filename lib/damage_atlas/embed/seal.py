@@ -17,7 +17,7 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
     """Write ``failed.parquet`` and the ledger, and seal.
 
     Raises:
-        ContractError: a part is missing.
+        ContractError: a part is missing, or an image.
     """
     made = {result.key: result for result in results}
     lost = [part.key for part in plan.parts if part.key not in made]
@@ -32,7 +32,7 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
     for result in made.values():
         if result.output is not None:
             stage.adopt(result.output.key.rsplit("/", 1)[1], result.output)
-    failed = {row["image_id"]: row for result in results for row in result.failed}
+    failed = {row["image_id"]: row for result in made.values() for row in result.failed}
     embedded = sum(result.output.rows or 0 for result in made.values() if result.output is not None)
     if embedded + len(failed) != len(plan.new_ids):
         raise ContractError(

@@ -149,7 +149,9 @@ def gather_facts(run: Run, points: list[Point], decisions_up_to: int | None = No
                 if (own := _graded(c, codes)) is not None
             ),
         ],
-        unused_grades=codes.unused(labels, [c.cluster_id for c in clusters]),
+        unused_grades=codes.unused(
+            labels | {c.severity for c in clusters if c.severity}, [c.cluster_id for c in clusters]
+        ),
         unassigned_images=len(without_asset),
         periods=periods,
         looks_of_period=looks_of_period,

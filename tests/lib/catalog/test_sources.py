@@ -43,8 +43,9 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def make_video(
-    path: Path, seconds: float = 4, rate: int = 5, codec: str = "mpeg4", step: float = 4, **metadata: str
-) -> None:
+    path: Path, seconds: float = 4, rate: int = 5, codec: str = "mpeg4", step: float = 4, start_s: int = 0,
+    **metadata: str,
+) -> None:  # fmt: skip
     """Grey frames that grow brighter by ``step`` values each, so that a frame tells its number."""
     side = 64
     with av.open(str(path), "w") as container:
@@ -56,7 +57,7 @@ def make_video(
             frame = av.VideoFrame.from_ndarray(
                 np.full((side, side, 3), round(20 + step * number), np.uint8), format="rgb24"
             )
-            frame.pts, frame.time_base = number, Fraction(1, rate)
+            frame.pts, frame.time_base = start_s * rate + number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -291,6 +292,21 @@ def test_of_joined_recordings_the_first_is_read_and_the_rest_is_a_row(archive: A
     (left,) = [row for row in rows if row["status"] == "quarantined"]
     assert [round(row["frame_time_s"]) for row in read] == [0, 1, 2, 3]
     assert left["reason"] == "corrupt" and "its time begins again" in left["detail"]
+
+
+@pytest.mark.parametrize(("overlap_s", "rows_of_loss"), [(2, 0), (8, 1)])
+def test_segments_that_overlap_go_on_where_time_does(archive: Archive, overlap_s: int, rows_of_loss: int) -> None:
+    """The clock of a camera was set, or segments share some seconds: what comes after is read."""
+    for name, start_s in (("one", 0), ("two", 10 - overlap_s)):
+        make_video(archive.images / f"{name}.ts", seconds=10, codec="mpeg2video", rate=25, step=0.5, start_s=start_s)
+    parts = [(archive.images / f"{name}.ts").read_bytes() for name in ("one", "two")]
+    for name in ("one", "two"):
+        (archive.images / f"{name}.ts").unlink()
+    put(archive.images, {"joined.ts": b"".join(parts)})
+    rows, _ = archive.build(labels="none", video_every_s=1.0, max_quarantined_share=1)
+    read = [round(row["frame_time_s"]) for row in rows if row["status"] == "ok"]
+    assert read == list(range(20 - overlap_s)), read
+    assert len(rows) - len(read) == rows_of_loss
 
 
 def test_a_video_that_was_replaced_is_not_read_as_the_old_one(archive: Archive) -> None:

@@ -89,6 +89,17 @@ def test_a_few_leftovers_of_a_large_cluster_are_no_proof() -> None:
     assert match_clusters(now, old, 2, {1: {0: 30, NOISE: 2}}).ids == {0: 1}
 
 
+def test_what_holds_the_leftovers_of_a_cluster_is_not_new() -> None:
+    """Sixty of a thousand images are left, in one cluster with forty new ones; three hundred more make another."""
+    old = images(1, 0, 1000)
+    now = images(0, 0, 60) | images(0, 2000, 40) | images(1, 3000, 300)
+    alone = match_clusters({i: label for i, label in now.items() if label == 0}, old, 2)
+    assert alone.ids == {0: 1}, "nothing else can tell, and most of it is the old one's"
+    for fallen in ({1: 20, 0: 8}, {1: 32}, {NOWHERE: 32}):
+        matching = match_clusters(now, old, 2, {1: fallen})
+        assert matching.statuses[matching.ids[0]] != "born", fallen
+
+
 def test_a_handful_of_shared_images_is_no_proof() -> None:
     old, now = images(1, 0, 40), images(0, 37, 40)
     assert untold_clusters(now, old) == [1]
