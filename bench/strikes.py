@@ -14,6 +14,7 @@ import psutil
 
 from airflow_ray_jobs.client import RayJobsClient
 from airflow_ray_jobs.errors import RayJobsError
+from airflow_ray_jobs.protocol import split_id
 from airflow_ray_jobs.status import LIVE
 from infra.local.airflow_api import FINISHED
 from infra.local.processes import LocalServiceError, commands
@@ -129,7 +130,7 @@ class Jobs:
 
 def base(submission_id: str) -> str:
     """The id without its attempt."""
-    return submission_id.rpartition("-")[0]
+    return split_id(submission_id)[0]
 
 
 def strike(kind: str, moment: Moment, local: LocalStack, jobs: Jobs, away_s: float) -> Struck:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -153,10 +152,12 @@ def _runs(store: Store, archive: str) -> Iterator[Run]:
     """The archive's runs that have a catalog."""
     for run_id in store.list_folders(f"archives/{archive}/runs"):
         key = f"archives/{archive}/runs/{run_id}"
-        with suppress(ObjectNotFoundError):
+        try:
             run = Run(store, key, read_run_spec(store, key))
-            if run.stage("catalog").sealed is not None:
-                yield run
+        except ObjectNotFoundError:
+            continue
+        if run.stage("catalog").sealed is not None:
+            yield run
 
 
 def _moment(table: pa.Table) -> pa.ChunkedArray:

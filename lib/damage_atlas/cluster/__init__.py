@@ -67,9 +67,6 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
 
     memory = check_memory(len(ids), min(len(ids), spec.landmarks), vectors.shape[1], spec)
     old = _old_map(run, previous, old_points, ids)
-    if old is not None and old.landmark_N is not None and not old.refit:
-        placed = ~np.isnan(old.positions_N2[:, 0])
-        old = replace(old, refit=redraw_because(old.landmark_N, placed, spec))
     if old is None or old.refit:
         mapped = choose_landmarks(vectors, spec)
     else:
@@ -215,6 +212,7 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     landmarks = {
         image_id for image_id, on in zip(points["image_id"].to_pylist(), on_map, strict=True) if on is not False
     }
+    landmark = np.array([image_id in landmarks for image_id in ids], dtype=bool)
     gone = len(landmarks - set(ids))
     spec, old_spec = run.spec.settings.cluster, previous.spec.settings.cluster
     ours, theirs = run.artifact("embed").facts, previous.artifact("embed").facts
@@ -225,11 +223,10 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     elif spec.perplexity != old_spec.perplexity:
         refit = f"the earlier map has another perplexity ({old_spec.perplexity:g})"
     else:
-        refit = ""
+        refit = redraw_because(landmark, ~np.isnan(positions[:, 0]), spec)
     # A map that was sealed before points could be placed was fitted.
     facts = previous.artifact("cluster").facts
     changed = facts.get("map_changed_since_fit", 0)
-    landmark = np.array([image_id in landmarks for image_id in ids], dtype=bool)
     same_method = (spec.method, spec.min_neighbours) == (old_spec.method, old_spec.min_neighbours)
     return OldMap(positions, gone, changed, refit, facts["eps"] if same_method else None, landmark)
 

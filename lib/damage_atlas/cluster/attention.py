@@ -88,8 +88,9 @@ def write_alerts(
     else:
         before = _clusters_before(previous)
         is_new = np.array([image_id not in before for image_id in ids], dtype=bool)
-        images, earlier, why_not = _compared(run, previous, ids, vectors_ND, is_new, before, moments)
-        found = find_alerts(images, earlier, _asked(previous, matching, labels_N, clusters, before), spec)
+        named = moments_of(previous) | dict(moments)
+        images, earlier, why_not = _compared(run, previous, ids, vectors_ND, is_new, before, named)
+        found = find_alerts(images, earlier, _asked(matching, labels_N, clusters, before, named), spec)
         evidence = _Evidence(run, ids, vectors_ND, points, found)
         sizes = {cluster: int((labels_N == label).sum()) for label, cluster in matching.ids.items()}
         sizes_before = Counter(cluster for cluster in before.values() if cluster is not None)
@@ -109,12 +110,15 @@ def write_alerts(
 
 
 def _asked(
-    previous: Run, matching: Matching, labels_N: Ints, clusters: pa.Table, before: Mapping[str, int | None]
+    matching: Matching,
+    labels_N: Ints,
+    clusters: pa.Table,
+    before: Mapping[str, int | None],
+    moments: Mapping[str, str],
 ) -> list[Cluster]:
-    named = moments_of(previous)
     moments_before: defaultdict[int | None, set[str]] = defaultdict(set)
     for image_id, cluster in before.items():
-        moments_before[cluster].add(named[image_id])
+        moments_before[cluster].add(moments[image_id])
     artefact = dict(zip(clusters["cluster_id"].to_pylist(), clusters["map_artefact"].to_pylist(), strict=True))
     return [
         Cluster(
@@ -146,11 +150,10 @@ def _compared(
         old_ids, old = [i for i, new in zip(ids, is_new_N, strict=True) if not new], vectors_ND[~is_new_N]
         if not old_ids:
             why_not = "the model is another one, and no image of the previous version is in this one"
-    named = moments_of(previous) | dict(moments)
-    numbers = {moment: n for n, moment in enumerate(dict.fromkeys(named.values()))}
+    numbers = {moment: n for n, moment in enumerate(dict.fromkeys(moments.values()))}
 
     def numbered(image_ids: Sequence[str]) -> Ints:
-        return np.array([numbers[named[image_id]] for image_id in image_ids], dtype=np.int64)
+        return np.array([numbers[moments[image_id]] for image_id in image_ids], dtype=np.int64)
 
     was_clustered = np.array([before.get(image_id) is not None for image_id in ids], dtype=bool)
     return Images(vectors_ND, is_new_N, was_clustered, numbered(ids)), Earlier(old, numbered(old_ids)), why_not

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
 from threadpoolctl import threadpool_limits
 
-from damage_atlas.cluster.density import find_clusters
+from damage_atlas.cluster.density import FoundClusters, find_clusters
 from damage_atlas.cluster.tsne import SMALLEST_MAP, make_map
 from damage_atlas.neighbours import Floats, Ints, exact_neighbours, without_self
 from damage_atlas.parts import MapParts
@@ -87,7 +87,8 @@ def measure_confidence(
     ]
 
     def again(resample: _Resample) -> tuple[NDArray[np.float64], float]:
-        found = _clusters_again(vectors_ND[resample.rows_S], spec, resample.number)
+        seed, factor = spec.seed + resample.number + 1, _EPS_FACTORS[resample.number % len(_EPS_FACTORS)]
+        found = cluster_afresh(vectors_ND[resample.rows_S], spec, seed, factor)[1].labels_N
         before = labels_N[resample.rows_S]
         return _jaccard(before, found, clusters), float(adjusted_rand_score(before, found))
 
@@ -192,11 +193,14 @@ def _draw(labels_N: Ints, groups: Ints, spec: ClusterSpec, draw: np.random.Gener
     return np.sort(np.concatenate([rows[kept], rows[others]]))
 
 
-def _clusters_again(vectors_SD: Floats, spec: ClusterSpec, number: int) -> Ints:
-    wanted = min(int(3 * spec.perplexity), len(vectors_SD) - 1)
-    near = without_self(exact_neighbours(vectors_SD, wanted + 1), wanted)
-    positions = make_map(vectors_SD, near, spec, random_start=spec.seed + number + 1)
-    return find_clusters(positions, vectors_SD, spec, _EPS_FACTORS[number % len(_EPS_FACTORS)]).labels_N
+def cluster_afresh(
+    vectors_ND: Floats, spec: ClusterSpec, seed: int, eps_factor: float = 1.0
+) -> tuple[Floats, FoundClusters]:
+    """A map that begins from places drawn by the seed (N x 2), and its clusters."""
+    wanted = min(int(3 * spec.perplexity), len(vectors_ND) - 1)
+    near = without_self(exact_neighbours(vectors_ND, wanted + 1), wanted)
+    positions = make_map(vectors_ND, near, spec, random_start=seed)
+    return positions, find_clusters(positions, vectors_ND, spec, eps_factor)
 
 
 def _jaccard(before_S: Ints, found_S: Ints, clusters: int) -> NDArray[np.float64]:

@@ -19,10 +19,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from damage_atlas.cluster.confidence import explained_by, silhouette
-from damage_atlas.cluster.density import find_clusters
-from damage_atlas.cluster.tsne import make_map
-from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
+from damage_atlas.cluster.confidence import cluster_afresh, explained_by, silhouette
+from damage_atlas.neighbours import Floats, Ints, read_vectors
 from damage_atlas.query import published_run
 from damage_atlas.report.figures import draw_map
 from damage_atlas.report.palette import look
@@ -62,10 +60,7 @@ class Described:
 
 def cluster_with_seed(vectors_ND: Floats, spec: ClusterSpec, seed: int) -> Clustering:
     """All vectors on a new map that begins from places drawn by the seed: the product's own begins from none."""
-    wanted = min(int(3 * spec.perplexity), len(vectors_ND) - 1)
-    near = without_self(exact_neighbours(vectors_ND, wanted + 1), wanted)
-    positions = make_map(vectors_ND, near, spec, random_start=seed)
-    found = find_clusters(positions, vectors_ND, spec)
+    positions, found = cluster_afresh(vectors_ND, spec, seed)
     assert found.radius is not None
     return Clustering(found.labels_N, positions, found.radius.eps)
 

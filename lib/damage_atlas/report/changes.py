@@ -112,7 +112,7 @@ def _sentence(
                 text += f" {row['new_share']:.0%} of them were not in the archive before."
             return text
         case "unknown" if any(e["to_cluster_id"] == cluster and e["evidence"] == "images" for e in lineage):
-            return f"Put together from parts of several clusters of version {version_before}, of each only a part."
+            return f"Half or more of its images lay in clusters of version {version_before}; it is none of them."
         case "unknown":
             return (
                 f"Whether it was there in version {version_before} cannot be told: too few images are in both, and the "
