@@ -1,6 +1,6 @@
 """The cluster stage against its peers, and how it grows: t-SNE and DBSCAN, DBSCAN alone, the stage by archive size.
 
-    python -m bench cluster                  # map and clusters at 12,000; DBSCAN at 1,000,000; the stage at two sizes
+    python -m bench cluster                  # map and clusters at 12,000; DBSCAN at 1,000,000; the stage at three sizes
     python -m bench.cluster map              # one part: map, dbscan, stage
     python -m bench.cluster stage 1000000    # the stage at another size
     python -m bench.cluster demo var/demo    # on the vectors of a demo that has run: ten deliveries, and confidence
@@ -45,6 +45,7 @@ from damage_atlas.store import Store
 
 _KINDS, _NOISE, _ANYWHERE = 60, 0.35, 0.02
 _MAP_POINTS = 12_000
+_STAGES = (10_000, 100_000, 1_000_000)
 _PLANE_POINTS, _PLANE_NEIGHBOURS = 1_000_000, 100
 
 
@@ -64,7 +65,7 @@ def main() -> None:
     """All parts."""
     compare_maps()
     compare_dbscan()
-    for count in (10_000, 100_000):
+    for count in _STAGES:
         measure_stage(count)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from openTSNE import TSNEEmbedding
+from openTSNE._tsne import estimate_negative_gradient_bh, estimate_positive_gradient_nn
 from openTSNE.affinity import PerplexityBasedNN
 from openTSNE.nearest_neighbors import PrecomputedNeighbors
-from openTSNE.tsne import kl_divergence_bh, kl_divergence_fft
+from openTSNE.quad_tree import QuadTree
+from openTSNE.tsne import gradient_descent, kl_divergence_bh, kl_divergence_fft
+from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from damage_atlas.neighbours import Floats, Neighbours
+from damage_atlas.neighbours import Floats, Ints, Neighbours
 from damage_atlas.spec import ClusterSpec
 
 SMALLEST_MAP = 8  # fewer points have no neighbourhoods to speak of
@@ -22,6 +26,7 @@ _EXAGGERATION_ITERATIONS = 250
 _SMALL_MAP = 5000  # below it, threads wait for each other longer than they work
 _INTERPOLATED_FROM = 8000  # points; from about here on the interpolated gradient (Linderman et al. 2019) is faster
 _START_SPREAD = 1e-4  # standard deviation; openTSNE's own: a start this small is still free to unfold
+_THETA = 0.5  # of Barnes-Hut, as openTSNE's
 # Of points that find their place among others: openTSNE's transform takes as many iterations and as much exaggeration.
 _JOIN_EXAGGERATION, _JOIN_EXAGGERATION_ITERATIONS, _JOIN_ITERATIONS = 4.0, 100, 250
 
@@ -70,31 +75,76 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
 
     All points attract and repel each other as in any t-SNE, so that new points of a kind gather, but fixed ones do not
     move. openTSNE's own ``transform`` places each point by itself, and would scatter a new kind among the old ones.
+    A step costs what the free points cost: what fixed points do to each other is known beforehand.
 
     Args:
         near: neighbours of each vector without itself, nearest first.
         start_N2: where all points start.
     """
-    free = np.where(fixed_N, 0.0, 1.0)[:, None]
-    objective = _objective(len(start_N2))
-
-    def of_free_points(*arguments: Any, **named: Any) -> tuple[float, Positions]:
-        error, gradient = objective(*arguments, **named)
-        return error, gradient * free
-
+    free = np.flatnonzero(~fixed_N)
+    centred = start_N2 - start_N2[fixed_N].mean(axis=0)
     with threadpool_limits(limits=1, user_api="blas"):
-        embedding = _embedding_of(near, spec, of_free_points)(start_N2)
-        embedding = embedding.optimize(
-            n_iter=_JOIN_EXAGGERATION_ITERATIONS,
-            exaggeration=_JOIN_EXAGGERATION,
-            momentum=0.5,
-            learning_rate="auto",
-        ).optimize(n_iter=_JOIN_ITERATIONS, momentum=0.8, learning_rate="auto")
-    moved = np.asarray(embedding)
-    # The optimizer centres the map after every step; take the whole back to where the fixed points were.
-    moved = moved + (start_N2[fixed_N][0] - moved[fixed_N][0])
-    moved[fixed_N] = start_N2[fixed_N]
-    return moved.astype(np.float32)
+        whole = _embedding_of(near, spec, kl_divergence_bh)(centred)
+        threads = whole.gradient_descent_params["n_jobs"]
+        moving, optimizer = np.ascontiguousarray(centred[free]), gradient_descent()
+        named = {
+            "P": whole.affinities.P[free],
+            "objective_function": objective_among_fixed(centred[fixed_N], free, threads),
+            "reference_embedding": whole,  # the optimizer leaves the middle alone if there is one
+        }
+        for iterations, exaggeration, momentum in (
+            (_JOIN_EXAGGERATION_ITERATIONS, _JOIN_EXAGGERATION, 0.5),
+            (_JOIN_ITERATIONS, 1.0, 0.8),
+        ):
+            _, moving = optimizer(
+                moving,
+                n_iter=iterations,
+                exaggeration=exaggeration,
+                momentum=momentum,
+                learning_rate=len(centred) / exaggeration,  # Belkina et al. 2019, as for a whole map
+                **named,
+            )
+    positions = start_N2.copy()
+    positions[free] = moving + start_N2[fixed_N].mean(axis=0)
+    return positions.astype(np.float32)
+
+
+def objective_among_fixed(
+    fixed_F2: Positions, free_M: Ints, threads: int, theta: float = _THETA
+) -> Callable[..., tuple[float, Positions]]:
+    """The gradient of t-SNE's divergence over all points, of those that may move; the divergence itself is not needed.
+
+    Barnes-Hut, as in openTSNE, over a tree of fixed points that is made once and one of free points that is made anew.
+
+    Args:
+        free_M: where the points that may move stand among all.
+        theta: 0 takes each point by itself, which is exact.
+    """
+    repel = partial(estimate_negative_gradient_bh, theta=theta, num_threads=threads)
+    fixed = QuadTree(fixed_F2)
+    among_fixed = repel(fixed, fixed_F2, np.zeros_like(fixed_F2))
+
+    def gradient_of_free(
+        moving_M2: Positions,
+        P: csr_matrix,
+        *,
+        reference_embedding: Positions,
+        **_: Any,
+    ) -> tuple[float, Positions]:
+        reference_embedding[free_M] = moving_M2
+        total, repulsion = among_fixed, np.zeros_like(moving_M2)
+        for tree, pairs in ((fixed, 2), (QuadTree(moving_M2), 1)):
+            scaled = np.zeros_like(moving_M2)
+            each = repel(tree, moving_M2, scaled)
+            total += pairs * each
+            repulsion += scaled * each  # it comes divided by the tree's own total
+        gradient = repulsion / max(total, np.finfo(np.float64).tiny)
+        estimate_positive_gradient_nn(
+            P.indices, P.indptr, P.data, moving_M2, reference_embedding, gradient, num_threads=threads
+        )
+        return 0.0, gradient
+
+    return gradient_of_free
 
 
 def _objective(n: int) -> Callable[..., tuple[float, Positions]]:

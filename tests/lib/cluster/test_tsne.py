@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from openTSNE.tsne import kl_divergence_bh
+from scipy.sparse import csr_matrix
 
-from damage_atlas.cluster.tsne import make_map
+from damage_atlas.cluster.tsne import SMALLEST_MAP, join_map, make_map, objective_among_fixed
 from damage_atlas.neighbours import exact_neighbours, without_self
 from damage_atlas.spec import ClusterSpec
 
@@ -69,3 +71,37 @@ def test_a_map_without_extent_is_no_place_to_start_from() -> None:
     start = np.full((90, 2), np.nan)
     start[:30] = 0
     assert np.ptp(laid_out(unit(90), start), axis=0).min() > 1
+
+
+@pytest.mark.parametrize("free", [[4], [0, 7, 19], list(range(1, 20))])
+def test_free_points_feel_what_they_would_if_all_were_free(free: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    positions, p = rng.normal(0, 4, (20, 2)), rng.random((20, 20))
+    p = csr_matrix((p + p.T) * (1 - np.eye(20)))
+    fixed = np.delete(np.arange(20), free)
+    objective = objective_among_fixed(positions[fixed], np.array(free), 1, theta=0)
+    _, gradient = objective(positions[free].copy(), p[free], reference_embedding=positions.copy())
+    _, of_all = kl_divergence_bh(positions, p, dof=1, bh_params={"theta": 0})
+    assert np.allclose(gradient, of_all[free], rtol=1e-9, atol=1e-12)
+
+
+def test_points_that_join_move_and_no_other() -> None:
+    vectors = unit(120)
+    near = without_self(exact_neighbours(vectors, 91), 90)
+    fixed = np.arange(120) < 100
+    start = np.zeros((120, 2))
+    start[fixed] = make_map(vectors[:100], without_self(exact_neighbours(vectors[:100], 91), 90), SPEC)
+    joined = join_map(near, SPEC, start + [300, -40], fixed)
+    assert (joined[fixed] == (start + [300, -40])[fixed].astype(np.float32)).all()
+    groups = np.arange(120) % 3
+    centres = np.stack([joined[fixed & (groups == g)].mean(axis=0) for g in range(3)])
+    nearest = np.linalg.norm(joined[~fixed][:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == groups[~fixed]).all()
+
+
+def test_points_join_a_single_fixed_one() -> None:
+    vectors = unit(SMALLEST_MAP + 1)
+    near = without_self(exact_neighbours(vectors, 91), 90)
+    fixed = np.arange(len(vectors)) == 3
+    joined = join_map(near, SPEC, np.random.default_rng(0).normal(0, 1, (len(vectors), 2)), fixed)
+    assert np.isfinite(joined).all()
