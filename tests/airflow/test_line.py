@@ -15,7 +15,7 @@ from damage_atlas.query import published_run
 from damage_atlas.spec import ArchiveSpec, Settings, dump_yaml, with_overrides
 from damage_atlas.store import Run, Store, start_run
 from infra.local.airflow import LocalAirflow
-from infra.local.stack import local_stack
+from infra.local.stack import LocalStack, local_stack
 from tests.support.line import LONG, finish
 from tests.support.s3_server import S3Server
 from tests.support.small_archive import make_delivery, make_labelled
@@ -58,13 +58,20 @@ def store(s3_server: S3Server) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def airflow(
-    data: Path, store: Store, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalAirflow]:
-    root = tmp_path_factory.mktemp("stack")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stack")
+
+
+@pytest.fixture(scope="module")
+def stack(data: Path, store: Store, s3_server: S3Server, root: Path) -> Iterator[LocalStack]:
     with local_stack(root, store.root, data, data / "archives", env=s3_server.env()) as running:
         running.airflow.wait_for_dags({"train_model", "recluster_small"})
-        yield running.airflow
+        yield running
+
+
+@pytest.fixture(scope="module")
+def airflow(stack: LocalStack) -> LocalAirflow:
+    return stack.airflow
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +135,23 @@ def test_airflow_shows_the_report(runs: dict[str, str], airflow: LocalAirflow, s
         assert answer.read() == store.read(result["report"].removeprefix(f"{store.root}/"))
     links = airflow.get(f"/dags/recluster_small/dagRuns/{quote(runs['d2'])}/taskInstances/publish/links")["extra_links"]
     assert links["Report"].endswith("/plugin/damage-atlas-report")
+
+
+def test_no_secret_is_left_anywhere(
+    runs: dict[str, str], stack: LocalStack, store: Store, s3_server: S3Server, root: Path
+) -> None:
+    """Neither in what Airflow keeps (database, XCom, logs), nor in what Ray does, nor in the store."""
+    jobs = urllib.request.Request(f"{stack.ray.url}/api/jobs/", headers={"Authorization": f"Bearer {stack.ray.token}"})
+    with urllib.request.urlopen(jobs, timeout=60) as answer:
+        kept = {"Ray's jobs": answer.read()}
+    folders = (root / "airflow", stack.ray.session_logs)
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    kept |= {str(file): file.read_bytes() for file in files if file.name != "secrets.json"}
+    kept |= {item.key: store.read(item.key) for item in store.list()}
+    assert b"submission_id" in kept["Ray's jobs"] and len(kept) > 200
+    assert any(name.endswith(".db") for name in kept) and any("job-driver" in name for name in kept)
+    for name, secret in (("S3 key", s3_server.secret_key), ("Ray token", stack.ray.token)):
+        assert [where for where, data in kept.items() if secret.encode() in data] == [], name
 
 
 def test_bad_input_is_not_tried_again(runs: dict[str, str], airflow: LocalAirflow) -> None:

@@ -65,6 +65,14 @@ def test_lists_in_order_below_a_prefix(store: Store) -> None:
     assert list(store.list("nothing")) == [] and store.list_folders("nothing") == []
 
 
+def test_marks_of_folders_are_no_objects(s3_bucket: str, s3_server: S3Server) -> None:
+    store = Store(f"s3://{s3_bucket}/some/prefix")
+    store.create("a/b", b"1")
+    for mark in ("some/prefix/", "some/prefix/a/", "some/prefix/c/"):
+        s3_server.client().put_object(Bucket=s3_bucket, Key=mark, Body=b"")
+    assert [item.key for item in store.list()] == ["a/b"] and list(store.list("c")) == []
+
+
 def test_deletes(store: Store) -> None:
     store.create("a", b"1")
     store.delete("a")

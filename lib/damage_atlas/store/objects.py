@@ -389,6 +389,8 @@ class _S3Backend:
         for page in self._pages(Prefix=self._start(prefix)):
             for item in page.get("Contents", []):
                 key = item["Key"][len(self.prefix) + 1 if self.prefix else 0 :]
+                if not key or key.endswith("/"):
+                    continue  # an empty object by which some clients (pyarrow's among them) mark a folder
                 yield ObjectInfo(key, item["Size"], item["ETag"].strip('"'))
 
     def list_folders(self, prefix: str) -> Names:
