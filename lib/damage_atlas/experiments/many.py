@@ -10,6 +10,7 @@ first version. Then come deliveries of those 100: alone, with 12 and with 5 imag
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,8 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="where the other images go")
     parser.add_argument("--images", type=int, default=_IMAGES)
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("damage_atlas").setLevel(logging.INFO)
     for line in many(arguments.demo, arguments.work, arguments.images):
         print(line, flush=True)
 
