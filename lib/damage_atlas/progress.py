@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -32,6 +33,7 @@ class Progress:
         self.done = self.bad = 0
         self._started = self._logged = time.monotonic()
         self._log_at = self._started + min(_FIRST_S, interval_s)
+        self._lock, self._ended = threading.Lock(), threading.Event()
         self._bar = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -51,11 +53,14 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()
+        else:  # one item may take minutes, and nobody should wonder whether it goes on
+            threading.Thread(target=self._speak, name=f"progress of {self.what}", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._redraw()
             self._bar.stop()
@@ -70,14 +75,23 @@ class Progress:
             if time.monotonic() - self._logged >= _REDRAW_S or self.done == self.total:
                 self._logged = time.monotonic()
                 self._redraw(note)
-        elif time.monotonic() >= self._log_at and self.done != self.total:
-            self._log_at = time.monotonic() + self.interval_s
-            self._log(f", {note}" if note else "")
+        else:
+            self._log_if_due(f", {note}" if note else "")
 
     @property
     def rate(self) -> float:
         """Items a second since the start."""
         return self.done / max(time.monotonic() - self._started, 1e-9)
+
+    def _speak(self) -> None:
+        while not self._ended.wait(min(_FIRST_S, self.interval_s)):
+            self._log_if_due()
+
+    def _log_if_due(self, note: str = "") -> None:
+        with self._lock:
+            if time.monotonic() >= self._log_at and self.done != self.total and not self._ended.is_set():
+                self._log_at = time.monotonic() + self.interval_s
+                self._log(note)
 
     def _log(self, note: str = "") -> None:
         logger.info("%s%s", self, note)
@@ -94,7 +108,7 @@ class Progress:
         if self.total is None:
             bad = f", {self.bad:,} bad" if self.bad else ""
             return f"{self.what}: {self.done:,} {self.unit}{bad}, {rate:,.1f}/s"
-        left = (self.total - self.done) / rate if rate else float("inf")
-        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad, {rate:,.1f}/s, " + (
-            f"{left:,.0f} s left" if self.done < self.total else f"took {time.monotonic() - self._started:,.1f} s"
-        )
+        told = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad"
+        if self.done >= self.total:
+            return f"{told}, {rate:,.1f}/s, took {time.monotonic() - self._started:,.1f} s"
+        return f"{told}, {rate:,.1f}/s, {(self.total - self.done) / rate:,.0f} s left" if self.done else told

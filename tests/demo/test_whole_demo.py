@@ -17,8 +17,11 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from damage_atlas.demo.truth import read_truth, score_against_truth
+from damage_atlas.errors import InputError
+from damage_atlas.experiments.many import many
 from damage_atlas.publish import verify_run
 from damage_atlas.query import diff, failed, published_run, search
+from damage_atlas.spec import ClusterSpec
 from damage_atlas.store import Run, Store
 
 pytestmark = pytest.mark.timeout(1500)
@@ -104,3 +107,16 @@ def test_a_published_version_can_be_asked(out: Path, run: Run) -> None:
     assert diff(store, "demo", 2, 3)
     image = next((out / "images" / "archive").rglob("DJI_0*.jpg"))
     assert search(store, "demo", image, k=3)[0]["similarity"] > 0.999
+
+
+def test_planted_images_among_many_others(out: Path, summaries: list[dict[str, Any]], tmp_path: Path) -> None:
+    spec = ClusterSpec(map_iterations=300, resamples=0)
+    lines = list(many(out, tmp_path, count=300, spec=spec))
+    assert [("fitted" in line, "placed" in line) for line in lines] == [(True, False), *[(False, True)] * 3]
+    assert " 0 planted: " in lines[1] and "0 alerts" in lines[1]
+    assert " 12 planted: " in lines[2] and " 5 planted: " in lines[3]
+    with pytest.raises(InputError, match="pictures"):
+        next(many(out, tmp_path, count=5000, spec=spec))
+    (tmp_path / "truth.csv").unlink()
+    with pytest.raises(InputError, match="not all drawn"):
+        next(many(out, tmp_path, count=300, spec=spec))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -48,3 +52,35 @@ def test_what_fails_does_not_say_that_it_is_done(clock: SimpleNamespace, caplog:
         shown.add(1)
         raise KeyError
     assert caplog.messages == []
+
+
+def test_one_item_that_takes_long_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: False))
+    seen: list[str] = []
+    twice = threading.Event()
+
+    def tell(told: Progress) -> None:
+        seen.append(str(told))
+        if len(seen) == 2:
+            twice.set()
+
+    progress.observers.append(tell)
+    try:
+        with Progress("catalog", "files", 3, interval_s=0.01):
+            assert twice.wait(20)
+    finally:
+        progress.observers.pop()
+    assert seen[0] == "catalog: 0 of 3 files, 0 bad"
+    time.sleep(0.1)
+    assert seen[-1].startswith("catalog: 0 of 3"), "the end is told, and nothing after it"
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with Progress("embed", "images", 4) as bar:
+        for _ in range(4):
+            bar.add(1, bad=1)
+    assert "embed" in shown.getvalue() and "4/4" in shown.getvalue() and "images, 4 bad" in shown.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -28,7 +29,11 @@ from damage_atlas.spec import CatalogSpec
 from damage_atlas.store import Run, Store
 from damage_atlas.store.forgotten import Forgotten, read_forgotten
 
+logger = logging.getLogger(__name__)
+
 _NAMES_IN_FACTS: Final = 100
+_NAMES_IN_LOG: Final = 5
+_MANY_BAD: Final = 20  # files of one delivery; fewer are the odd broken picture, whatever their share
 _ORDER: Final = [("file", "ascending"), ("frame", "ascending")]
 _PARTS_WANTED: Final = 16  # of a small archive, so that all workers have something to do
 _SMALLEST_PART: Final = 16  # files
@@ -63,6 +68,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     if manifest is not None:
         files = _named_in(manifest[0], files)
     _refuse_too_many_bad(files, settings)
+    _refuse_a_bad_delivery(run, files)
 
     groups, side_car = _side_car_groups(images, settings, files["file"].unique().to_pylist())
     observations = make_observations(
@@ -85,6 +91,8 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     observations, notes = _split(observations, conflicts, settings)
 
     stage.write_table("observations.parquet", observations)
+    since = _since_previous(run, observations, forgotten.files)
+    _tell_what_changed(since)
     status = _counts(observations["status"])
     tiles = observations.filter(pc.is_valid(observations["tile_x"]))
     usable = observations.filter(pc.equal(observations["status"], "ok"))
@@ -111,7 +119,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         "side_car": side_car,
         "forgotten": left_out,
         "label_conflicts": _named(file for files in conflicts.values() for file in files),
-        "since_previous": _since_previous(run, observations, forgotten.files),
+        "since_previous": since,
         "notes": notes,
     }
     counts = {
@@ -230,14 +238,25 @@ def _read_beside(images: Store, location: str, setting: str) -> tuple[bytes, str
         ) from error
 
 
-def _refuse_too_many_bad(files: pa.Table, settings: CatalogSpec) -> None:
+def _refuse_a_bad_delivery(run: Run, files: pa.Table) -> None:
+    """A night whose pictures are all broken is a small share of a large archive, and must not pass for that."""
+    previous, is_bad = run.previous(), pc.is_valid(files["reason"])
+    if previous is None or pc.sum(is_bad).as_py() < _MANY_BAD:
+        return
+    before = previous.read_table("catalog", "observations.parquet", ["file"])["file"]
+    came = files.filter(pc.invert(pc.is_in(files["file"], before.combine_chunks())))
+    if (pc.sum(pc.is_valid(came["reason"])).as_py() or 0) >= _MANY_BAD:
+        _refuse_too_many_bad(came, run.spec.settings.catalog, f" that came since version {run.spec.previous_version}")
+
+
+def _refuse_too_many_bad(files: pa.Table, settings: CatalogSpec, which: str = "") -> None:
     bad = files.filter(pc.is_valid(files["reason"]))
     if bad.num_rows < files.num_rows and bad.num_rows <= settings.max_quarantined_share * files.num_rows:
         return
     reasons = ", ".join(f"{reason} {n}" for reason, n in _counts(bad["reason"]).items())
     examples = "; ".join(f"{row['file']!r}: {row['reason']}, {row['detail']}" for row in bad.slice(0, 3).to_pylist())
     raise InputError(
-        f"images: {bad.num_rows} of {files.num_rows} files cannot be used ({reasons}); "
+        f"images: {bad.num_rows} of {files.num_rows} files{which} cannot be used ({reasons}); "
         f"catalog.max_quarantined_share is {settings.max_quarantined_share:g}. Look at {examples}. "
         "Mend or move them, then run again."
     )
@@ -309,6 +328,14 @@ def _since_previous(run: Run, observations: pa.Table, forgotten: set[str]) -> di
         "vanished": _named(sorted(file for file in expected if file not in now)),
         "replaced": _named(sorted(f for f, digest in expected.items() if f in now and now[f] != digest)),
     }
+
+
+def _tell_what_changed(since: dict[str, Any] | None) -> None:
+    for what in ("vanished", "replaced"):
+        if since is not None and since[what]["count"]:
+            count, names = since[what]["count"], since[what]["names"]
+            first = ", ".join(names[:_NAMES_IN_LOG]) + (", …" if count > _NAMES_IN_LOG else "")
+            logger.warning("catalog: since version %d %d files %s: %s", since["version"], count, what, first)
 
 
 def _named(names: Iterable[str]) -> dict[str, Any]:

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from openTSNE import TSNEEmbedding
-from openTSNE._tsne import estimate_negative_gradient_bh, estimate_positive_gradient_nn
+from openTSNE._tsne import (
+    estimate_negative_gradient_bh,
+    estimate_negative_gradient_fft_2d,
+    estimate_positive_gradient_nn,
+)
 from openTSNE.affinity import PerplexityBasedNN
 from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from openTSNE.quad_tree import QuadTree
@@ -26,7 +30,7 @@ _EXAGGERATION_ITERATIONS = 250
 _SMALL_MAP = 5000  # below it, threads wait for each other longer than they work
 _INTERPOLATED_FROM = 8000  # points; from about here on the interpolated gradient (Linderman et al. 2019) is faster
 _START_SPREAD = 1e-4  # standard deviation; openTSNE's own: a start this small is still free to unfold
-_THETA = 0.5  # of Barnes-Hut, as openTSNE's
+_THETA, _INTERVALS = 0.5, 50  # of Barnes-Hut, and of interpolation at least: as openTSNE's
 # Of points that find their place among others: openTSNE's transform takes as many iterations and as much exaggeration.
 _JOIN_EXAGGERATION, _JOIN_EXAGGERATION_ITERATIONS, _JOIN_ITERATIONS = 4.0, 100, 250
 
@@ -75,7 +79,7 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
 
     All points attract and repel each other as in any t-SNE, so that new points of a kind gather, but fixed ones do not
     move. openTSNE's own ``transform`` places each point by itself, and would scatter a new kind among the old ones.
-    A step costs what the free points cost: what fixed points do to each other is known beforehand.
+    While they are few, a step costs what the free points cost: what fixed ones do to each other is known beforehand.
 
     Args:
         near: neighbours of each vector without itself, nearest first.
@@ -85,11 +89,13 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
     centred = start_N2 - start_N2[fixed_N].mean(axis=0)
     with threadpool_limits(limits=1, user_api="blas"):
         whole = _embedding_of(near, spec, kl_divergence_bh)(centred)
-        threads = whole.gradient_descent_params["n_jobs"]
+        threads = spec.threads if len(free) >= _SMALL_MAP else 1
         moving, optimizer = np.ascontiguousarray(centred[free]), gradient_descent()
         named = {
             "P": whole.affinities.P[free],
-            "objective_function": objective_among_fixed(centred[fixed_N], free, threads),
+            "objective_function": objective_among_fixed(
+                centred[fixed_N], free, threads, _THETA if len(free) < _INTERPOLATED_FROM else None
+            ),
             "reference_embedding": whole,  # the optimizer leaves the middle alone if there is one
         }
         for iterations, exaggeration, momentum in (
@@ -110,19 +116,15 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
 
 
 def objective_among_fixed(
-    fixed_F2: Positions, free_M: Ints, threads: int, theta: float = _THETA
+    fixed_F2: Positions, free_M: Ints, threads: int, theta: float | None = _THETA
 ) -> Callable[..., tuple[float, Positions]]:
     """The gradient of t-SNE's divergence over all points, of those that may move; the divergence itself is not needed.
 
-    Barnes-Hut, as in openTSNE, over a tree of fixed points that is made once and one of free points that is made anew.
-
     Args:
         free_M: where the points that may move stand among all.
-        theta: 0 takes each point by itself, which is exact.
+        theta: of Barnes-Hut: 0 takes each point by itself, which is exact. None: interpolated, as for large maps.
     """
-    repel = partial(estimate_negative_gradient_bh, theta=theta, num_threads=threads)
-    fixed = QuadTree(fixed_F2)
-    among_fixed = repel(fixed, fixed_F2, np.zeros_like(fixed_F2))
+    repulsion = _interpolated(free_M) if theta is None else _by_trees(fixed_F2, threads, theta)
 
     def gradient_of_free(
         moving_M2: Positions,
@@ -132,19 +134,40 @@ def objective_among_fixed(
         **_: Any,
     ) -> tuple[float, Positions]:
         reference_embedding[free_M] = moving_M2
-        total, repulsion = among_fixed, np.zeros_like(moving_M2)
-        for tree, pairs in ((fixed, 2), (QuadTree(moving_M2), 1)):
-            scaled = np.zeros_like(moving_M2)
-            each = repel(tree, moving_M2, scaled)
-            total += pairs * each
-            repulsion += scaled * each  # it comes divided by the tree's own total
-        gradient = repulsion / max(total, np.finfo(np.float64).tiny)
+        gradient = repulsion(moving_M2, reference_embedding)
         estimate_positive_gradient_nn(
             P.indices, P.indptr, P.data, moving_M2, reference_embedding, gradient, num_threads=threads
         )
         return 0.0, gradient
 
     return gradient_of_free
+
+
+def _by_trees(fixed_F2: Positions, threads: int, theta: float) -> Callable[[Positions, Positions], Positions]:
+    """Barnes-Hut, over a tree of fixed points that is made once and one of free points that is made anew."""
+    repel = partial(estimate_negative_gradient_bh, theta=theta, num_threads=threads)
+    fixed = QuadTree(fixed_F2)
+    among_fixed = repel(fixed, fixed_F2, np.zeros_like(fixed_F2))
+
+    def repulsion(moving_M2: Positions, _: Positions) -> Positions:
+        total, gradient = among_fixed, np.zeros_like(moving_M2)
+        for tree, pairs in ((fixed, 2), (QuadTree(moving_M2), 1)):
+            scaled = np.zeros_like(moving_M2)
+            each = repel(tree, moving_M2, scaled)
+            total += pairs * each
+            gradient += scaled * each  # it comes divided by the tree's own total
+        return np.asarray(gradient / max(total, np.finfo(np.float64).tiny))
+
+    return repulsion
+
+
+def _interpolated(free_M: Ints) -> Callable[[Positions, Positions], Positions]:
+    def repulsion(_: Positions, positions_N2: Positions) -> Positions:
+        gradient = np.zeros(positions_N2.shape)
+        estimate_negative_gradient_fft_2d(positions_N2, gradient, min_num_intervals=_INTERVALS)
+        return gradient[free_M]
+
+    return repulsion
 
 
 def _objective(n: int) -> Callable[..., tuple[float, Positions]]:

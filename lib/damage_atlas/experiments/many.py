@@ -4,7 +4,8 @@
     python -m damage_atlas.experiments.many var/demo var/many
 
 The others are drawn by the demo's painters with another seed and embedded by its model. All but 100 of them are the
-first version. Then come deliveries of those 100: alone, with 12 and with 5 images of the planted kind.
+first version. Then come deliveries of those 100: alone, and with 12 and with 5 images of the planted kind, drawn anew
+for each delivery. Assets and times play no part: each image is a moment of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from damage_atlas.contracts import Alerts
 from damage_atlas.demo import make_demo
 from damage_atlas.demo.runs import DEMO_ARCHIVE
 from damage_atlas.demo.truth import read_truth
+from damage_atlas.errors import InputError
 from damage_atlas.experiments.staged import StagedArchive
 from damage_atlas.neighbours import Ints, read_vectors
 from damage_atlas.pipeline import run_stage
@@ -29,24 +31,28 @@ from damage_atlas.store import Run, Store, start_run
 from damage_atlas.store.versions import run_model
 
 _IMAGES, _DELIVERED, _LOOKED_AT = 100_000, 100, 50
-_SIZES = (0, 12, 5)
+_SIZES = (12, 5)
 _DRAWN_WITH = 1  # seed: none of these images is one that the model has learnt from
 
 
-def many(demo: Path, work: Path, count: int = _IMAGES, spec: ClusterSpec | None = None) -> Iterator[str]:
+def many(
+    demo: Path, work: Path, count: int = _IMAGES, draws: int = 1, spec: ClusterSpec | None = None
+) -> Iterator[str]:
     """The lines that docs/results.md quotes; what was made before is taken.
 
     Args:
         demo: a folder that ``damage-atlas demo --out`` has filled; its model embeds, its store keeps the runs.
         work: where the other images go.
+
+    Raises:
+        InputError: ``work`` holds pictures that were not all drawn, or another number of them.
     """
     store, settings = Store(demo / "store"), Settings(cluster=spec or ClusterSpec())
     run = _embedded(store, work, count)
     ids, vectors = read_vectors(run)
     planted_ids = _of_the_planted_kind(run, work)
     is_planted = np.isin(ids, sorted(planted_ids))
-    draw = np.random.default_rng(0)
-    others, kind = draw.permutation(np.flatnonzero(~is_planted)), draw.permutation(np.flatnonzero(is_planted))
+    others, kind = np.random.default_rng(0).permutation(np.flatnonzero(~is_planted)), np.flatnonzero(is_planted)
     archive = StagedArchive(store, f"many-{count}", run_model(run))
 
     def version(name: str, rows: Ints) -> Run:
@@ -56,14 +62,16 @@ def many(demo: Path, work: Path, count: int = _IMAGES, spec: ClusterSpec | None 
     first = version("first", others[:-_DELIVERED])
     archive.publish(first)
     yield f"{len(others):,} others, {len(kind)} of the planted kind; first version: {_told(first)}"
-    for size in _SIZES:
-        group = kind[:size]
-        later = version(f"with-{size}", np.concatenate([others, group]))
+    for size, draw in [(0, 0), *((size, draw) for size in _SIZES for draw in range(draws))]:
+        group = np.random.default_rng((size, draw)).permutation(kind)[:size]
+        later = version(f"with-{size}-{draw}", np.concatenate([others, group]))
         yield f"{_DELIVERED} others and {size} planted: {_told(later)}; {_found(later, {ids[i] for i in group})}"
 
 
 def _embedded(store: Store, work: Path, count: int) -> Run:
     if not (work / "truth.csv").exists():
+        if (work / "images").exists():
+            raise InputError(f"{work} holds pictures that were not all drawn. Remove it, and start again.")
         with Progress("demo", "images", count) as progress:
             make_demo(
                 work,
@@ -72,6 +80,8 @@ def _embedded(store: Store, work: Path, count: int) -> Run:
                 photo_px=(512, 512),
                 on_progress=lambda done, _: progress.add(done - progress.done),
             )
+    if (found := sum(1 for _ in (work / "images").rglob("*.jpg"))) < count:
+        raise InputError(f"{work} holds {found:,} pictures. Choose another folder for {count:,}.")
     run = start_run(
         store,
         kind="recluster",
@@ -95,7 +105,8 @@ def _of_the_planted_kind(run: Run, work: Path) -> set[str]:
 
 def _told(run: Run) -> str:
     facts = run.artifact("cluster").facts
-    return f"map {facts['map']}, {facts['clusters']} clusters, {facts['noise_share']:.1%} noise"
+    on_map = f"{facts['landmarks']:,} of {facts['images']:,} on the map, {facts['map']}"
+    return f"{on_map}, {facts['clusters']} clusters, {facts['noise_share']:.1%} noise"
 
 
 def _found(run: Run, planted: set[str]) -> str:
@@ -118,10 +129,11 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="the folder that `damage-atlas demo --out` has filled")
     parser.add_argument("work", type=Path, help="where the other images go")
     parser.add_argument("--images", type=int, default=_IMAGES)
+    parser.add_argument("--draws", type=int, default=1, help="deliveries with each number of planted images")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("damage_atlas").setLevel(logging.INFO)
-    for line in many(arguments.demo, arguments.work, arguments.images):
+    for line in many(arguments.demo, arguments.work, arguments.images, arguments.draws):
         print(line, flush=True)
 
 

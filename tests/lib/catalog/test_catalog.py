@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from damage_atlas.catalog import build_catalog
-from damage_atlas.errors import AtlasError, StoreError
+from damage_atlas.errors import AtlasError, InputError, StoreError
 from damage_atlas.images import PhotoReader, Source, Tile
 from damage_atlas.spec import CatalogSpec, RunSpec, Settings
-from damage_atlas.store import Store, open_run
+from damage_atlas.store import Run, Store, open_run
 from tests.support.image_archive import Archive, by_file, jpeg, put
 
 
@@ -415,36 +415,55 @@ def test_files_that_vanish_while_they_are_read(archive: Archive) -> None:
     assert [row["reason"] for row in rows] == [None, None, "vanished", None]
 
 
-def test_what_changed_since_the_previous_version(archive: Archive) -> None:
+@pytest.fixture
+def first(archive: Archive) -> Run:
+    """The catalog of a published version: a, b and c, and 30 others."""
     from damage_atlas.contracts import Ledger, VersionRecord
     from damage_atlas.store import publish_version
 
-    put(archive.images, {f"d1/{name}.jpg": jpeg(i) for i, name in enumerate("abc")})
+    put(archive.images, {f"d1/{name}.jpg": jpeg(i) for i, name in enumerate(["a", "b", "c", *map(str, range(30))])})
     settings = Settings(catalog=CatalogSpec(labels="none", deliveries="folder"))
     spec = RunSpec(run_id="r1", kind="recluster", archive="x", model="m", images=str(archive.images), settings=settings)
-    first = open_run(archive.store, spec)
-    assert build_catalog(first).facts["since_previous"] is None
-    publish_version(
-        archive.store,
-        VersionRecord(
-            version=1,
-            archive="x",
-            run_id="r1",
-            run_key=first.key,
-            artifacts={},
-            ledger=Ledger(),
-            clusters=0,
-            next_cluster_id=1,
-        ),
-    )
+    run = open_run(archive.store, spec)
+    assert build_catalog(run).facts["since_previous"] is None
+    record = VersionRecord(
+        version=1, archive="x", run_id="r1", run_key=run.key, artifacts={}, ledger=Ledger(), clusters=0,
+        next_cluster_id=1,
+    )  # fmt: skip
+    publish_version(archive.store, record)
+    return run
+
+
+def after(first: Run, run_id: str) -> Run:
+    return open_run(first.store, first.spec.model_copy(update={"run_id": run_id, "previous_version": 1}))
+
+
+def test_what_changed_since_the_previous_version(
+    archive: Archive, first: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     (archive.images / "d1/a.jpg").unlink()
     put(archive.images, {"d1/b.jpg": jpeg(50), "d2/new.jpg": jpeg(51)})
-    second = open_run(archive.store, spec.model_copy(update={"run_id": "r2", "previous_version": 1}))
-    assert build_catalog(second).facts["since_previous"] == {
+    assert build_catalog(after(first, "r2")).facts["since_previous"] == {
         "version": 1,
         "vanished": {"count": 1, "names": ["d1/a.jpg"]},
         "replaced": {"count": 1, "names": ["d1/b.jpg"]},
     }
+    assert "since version 1 1 files vanished: d1/a.jpg" in caplog.text
+    assert "1 files replaced: d1/b.jpg" in caplog.text
+
+
+@pytest.mark.parametrize(("bad", "good", "passes"), [(20, 10, False), (20, 20, True), (19, 0, True)])
+def test_a_delivery_that_is_broken_is_refused_however_large_the_archive(
+    archive: Archive, first: Run, bad: int, good: int, passes: bool
+) -> None:
+    put(archive.images, {f"d2/{i}.jpg": b"broken" for i in range(bad)})
+    put(archive.images, {f"d2/good-{i}.jpg": jpeg(100 + i) for i in range(good)})
+    for run_id in ("r2", "r3"):  # a second try knows the files already
+        if passes:
+            assert build_catalog(after(first, run_id)).facts["ledger"]["quarantined"] == bad
+        else:
+            with pytest.raises(InputError, match=f"{bad} of {bad + good} files that came since version 1"):
+                build_catalog(after(first, run_id))
 
 
 def test_a_bucket_gives_the_rows_of_a_folder(archive: Archive, s3_bucket: str) -> None:

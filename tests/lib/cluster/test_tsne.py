@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from openTSNE.tsne import kl_divergence_bh
-from scipy.sparse import csr_matrix
+from openTSNE.tsne import kl_divergence_bh, kl_divergence_fft
+from scipy.sparse import csr_matrix, random_array
 
 from damage_atlas.cluster.tsne import SMALLEST_MAP, join_map, make_map, objective_among_fixed
 from damage_atlas.neighbours import exact_neighbours, without_self
@@ -83,6 +83,25 @@ def test_free_points_feel_what_they_would_if_all_were_free(free: list[int]) -> N
     _, gradient = objective(positions[free].copy(), p[free], reference_embedding=positions.copy())
     _, of_all = kl_divergence_bh(positions, p, dof=1, bh_params={"theta": 0})
     assert np.allclose(gradient, of_all[free], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_trees_and_interpolation_say_what_a_whole_map_says(threads: int) -> None:
+    rng = np.random.default_rng(1)
+    positions, p = rng.normal(0, 15, (1500, 2)), random_array((1500, 1500), density=0.02, rng=rng, format="csr")
+    p, free = csr_matrix(p + p.T), rng.permutation(1500)[:300]
+    p /= p.sum()
+    fixed = np.setdiff1d(np.arange(1500), free)
+    interpolation = {"n_interpolation_points": 3, "min_num_intervals": 50, "ints_in_interval": 1}
+    _, exact = kl_divergence_bh(positions, p, dof=1, bh_params={"theta": 0})
+    for theta, (_, theirs) in (
+        (0.5, kl_divergence_bh(positions, p, dof=1, bh_params={"theta": 0.5})),
+        (None, kl_divergence_fft(positions, p, dof=1, fft_params=interpolation)),
+    ):
+        objective = objective_among_fixed(positions[fixed], free, threads, theta)
+        _, ours = objective(positions[free].copy(), p[free], reference_embedding=positions.copy())
+        off, theirs_off = (np.linalg.norm(found - exact[free]) for found in (ours, theirs[free]))
+        assert off <= 1.1 * theirs_off < 0.06 * np.linalg.norm(exact[free]), theta
 
 
 def test_points_that_join_move_and_no_other() -> None:
