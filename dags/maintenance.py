@@ -48,7 +48,7 @@ with DAG(
         store = Store(STORE)
         with told_to_airflow():
             found = [name for name in names if current_version(store, name) is not None]
-        return [shlex.join(["damage-atlas", "verify", "--store", STORE, "--archive", name]) for name in found]
+        return [shlex.join(["python", "-m", "workers.verify", STORE, name]) for name in found]
 
     RayJobOperator.partial(
         task_id="verify",

@@ -9,7 +9,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from damage_atlas.contracts import Artifact
@@ -26,7 +27,7 @@ def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
     parser.add_argument("--attempt", type=int, default=1)
     arguments = parser.parse_args()
     log_to_stdout()
-    try:
+    with told_to_caller():
         run = Run.load(arguments.run_uri, arguments.attempt)
         log_to_stdout(about(run, stage))
         export_progress(run.spec.archive)
@@ -35,14 +36,26 @@ def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
             artifact = work(run)
         else:
             logging.getLogger("workers").info("%s: complete already, nothing to do", stage)
-    except AtlasError as error:
-        _say("RAY_JOB_FAILURE", {"retryable": error.retryable, "message": error.message})
-        sys.exit(error.exit_code)
     result = {"stage": stage, "run_uri": run.uri, "seconds": artifact.seconds, "counts": artifact.counts}
     told = {name: artifact.facts[name] for name in ("ledger", "version", "report") if name in artifact.facts}
     if "ledger" in told:
         logging.getLogger("workers").info("%s: %s", stage, _in_words(told["ledger"]))
-    _say("RAY_JOB_RESULT", result | told)
+    say_result(result | told)
+
+
+@contextmanager
+def told_to_caller() -> Iterator[None]:
+    """An error that a person is meant to read ends the job with its message, and with whether to try again."""
+    try:
+        yield
+    except AtlasError as error:
+        _say("RAY_JOB_FAILURE", {"retryable": error.retryable, "message": error.message})
+        sys.exit(error.exit_code)
+
+
+def say_result(result: dict[str, object]) -> None:
+    """What the caller gets; the last that a job says."""
+    _say("RAY_JOB_RESULT", result)
 
 
 def about(run: Run, stage: str) -> dict[str, str]:

@@ -137,6 +137,13 @@ def test_airflow_shows_the_report(runs: dict[str, str], airflow: LocalAirflow, s
     assert links["Report"].endswith("/plugin/damage-atlas-report")
 
 
+def test_what_is_published_is_verified_on_ray(runs: dict[str, str], airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("verify_published")
+    finish(airflow, "verify_published", run_id, timeout_s=600)
+    log = airflow.task_log("verify_published", run_id, "verify", map_index=0)
+    assert '"archive": "small", "version": 2, "problems": 0' in log
+
+
 def test_no_secret_is_left_anywhere(
     runs: dict[str, str], stack: LocalStack, store: Store, s3_server: S3Server, root: Path
 ) -> None:

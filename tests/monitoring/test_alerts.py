@@ -31,6 +31,13 @@ def test_promtool_agrees() -> None:
     assert "SUCCESS" in promtool("test", "rules", ROOT / "tests/monitoring/alerts_test.yml")
 
 
+def test_every_node_of_ray_is_asked() -> None:
+    services = yaml.safe_load(read("docker-compose.yml"))["services"]
+    jobs = {job["job_name"]: job for job in yaml.safe_load(read("infra/prometheus/prometheus.yml"))["scrape_configs"]}
+    (asked,) = jobs["ray"]["dns_sd_configs"]
+    assert set(asked["names"]) == {name for name in services if name.startswith("ray-")}
+
+
 def test_promtool_tests_every_alert() -> None:
     tests = yaml.safe_load(read("tests/monitoring/alerts_test.yml"))["tests"]
     assert {case["alertname"] for test in tests for case in test.get("alert_rule_test", [])} == set(ALERTS)
