@@ -51,7 +51,10 @@ def work(run: Run) -> Artifact:
     labelled_images(run)
     new_network(spec.model_copy(update={"module_weights": None}))  # whose file need only be where ranks run
     connect()
-    on_gpu = ray.cluster_resources().get("GPU", 0) >= spec.workers
+    gpus = ray.cluster_resources().get("GPU", 0)
+    on_gpu = gpus >= spec.workers
+    if not on_gpu:
+        logger.info("train: on CPUs, since the cluster has %g GPUs, and %d workers want one each", gpus, spec.workers)
     filesystem, root = run.store.arrow_filesystem()
     cpus = min(spec.threads_per_shard * (spec.shards // spec.workers), largest_node_cpus())
     trainer = TorchTrainer(

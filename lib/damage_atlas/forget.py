@@ -73,9 +73,13 @@ def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = 
     for key in deleted:
         store.delete(key)
     card = run_model(run)
-    if not set(tombstone.image_ids).isdisjoint(read_reference(store, card)["image_id"].to_pylist()):
+    kept = len(set(tombstone.image_ids) & set(read_reference(store, card)["image_id"].to_pylist()))
+    if kept:
         logger.warning(
-            "model %s@%s was trained on these images and keeps their vectors: train again", card.model, card.version
+            "model %s@%s keeps the vectors of %d of these images, among those it is told by: train again without them",
+            card.model,
+            card.version,
+            kept,
         )
     return {
         "archive": archive,
@@ -84,6 +88,7 @@ def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = 
         "images": len(tombstone.image_ids),
         "files": tombstone.files,
         "deleted": len(deleted),
+        "kept_by_model": kept,
     }
 
 

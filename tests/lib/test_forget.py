@@ -15,8 +15,9 @@ from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.publish import rollback, verify_run
 from damage_atlas.query import published_run, search
 from damage_atlas.spec import Settings, with_overrides
-from damage_atlas.store import Run, Store, current_version, start_run
+from damage_atlas.store import Run, Store, current_version, resolve_model, start_run
 from damage_atlas.store.forgotten import bury
+from damage_atlas.store.versions import read_reference
 from tests.lib.catalog.test_sources import make_video
 from tests.support.small_archive import make_delivery, make_labelled, picture
 
@@ -80,6 +81,23 @@ def test_it_is_gone_with_its_copies_and_does_not_come_back(archive: tuple[Store,
     assert catalog["forgotten"] == 2 and catalog["ledger"]["listed"] == 41
     assert again.artifact("embed").counts["in"] == 0, "the others are not embedded again"
     assert image_id not in again.read_table("cluster", "points.parquet")["image_id"].to_pylist()
+
+
+def test_what_the_model_keeps_is_said(
+    archive: tuple[Store, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model's reference vectors are part of a version that others were made with: only a new training is without."""
+    store, images = archive
+    assert forget(store, "bridge", FILE)["kept_by_model"] == 0
+    reference = set(read_reference(store, resolve_model(store, "small"))["image_id"].to_pylist())
+    for file in (tmp_path / "labelled").rglob("*.png"):
+        (images / "d1" / "asset-0" / f"learnt-{file.parent.name}-{file.name}").write_bytes(file.read_bytes())
+    run = start(store, images)
+    list(run_pipeline(run))
+    rows = run.read_table("catalog", "observations.parquet").to_pylist()
+    learnt = next(row["file"] for row in rows if row["image_id"] in reference)
+    assert forget(store, "bridge", learnt)["kept_by_model"] == 1
+    assert "keeps the vectors of 1 of these images" in caplog.text and "train again" in caplog.text
 
 
 def test_older_versions_say_why_they_are_not_whole(archive: tuple[Store, Path]) -> None:
