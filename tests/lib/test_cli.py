@@ -20,7 +20,9 @@ from rich.console import Console
 
 from damage_atlas.cli import _table, main
 from damage_atlas.contracts import Ledger, VersionRecord
-from damage_atlas.store import publish_version
+from damage_atlas.query import published as query_published
+from damage_atlas.query import published_run
+from damage_atlas.store import Store, publish_version
 from tests.lib.report.synthetic_run import Scene, make_run
 from tests.support.small_archive import make_labelled
 
@@ -187,6 +189,28 @@ def test_search_with_filters_says_where_images_lie(atlas, published: Path, image
     assert code == 0 and "similarity" in out and "where" in out
     code, _, err = atlas("search", photo, *where, "--label", "dwn")
     assert code == 2 and "Did you mean down?" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_damaged_index_is_no_reason_not_to_answer(
+    atlas,  # type: ignore[no-untyped-def]
+    published: Path,
+    images: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    asked = ("search", images / "down" / "001.png", "--store", published, "--archive", "a", "-k", 5, "--json")
+    code, before, _ = atlas(*asked)
+    assert code == 0
+    run = published_run(Store(str(published)), "a")
+    index = published / run.artifact("index").outputs["index.faiss"].key
+    index.write_bytes(index.read_bytes()[:-1] + b"x") if damage == "changed" else index.unlink()
+    query_published._kept.clear()
+    code, after, _ = atlas(*asked)
+    assert code == 0 and json.loads(after) == json.loads(before)
+    assert "the stored vectors are searched" in caplog.text and "index.faiss" in caplog.text
+    code, _, _ = atlas("verify", "--store", published, "--archive", "a")
+    assert code == 1
 
 
 def test_duplicates_are_grouped(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]

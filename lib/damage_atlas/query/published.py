@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from damage_atlas.errors import InputError, ObjectNotFoundError
+from damage_atlas.errors import ContractError, InputError, ObjectNotFoundError
 from damage_atlas.faiss_index import GPU_LIMIT, ArchiveIndex, on_gpu, read_index
 from damage_atlas.images import ImageError, Limits, decode, preprocess
-from damage_atlas.neighbours import Floats
+from damage_atlas.neighbours import Floats, read_vectors
 from damage_atlas.network import EmbeddingNet, embed_pixels, load_network, resolve_precision
 from damage_atlas.store import Run, Store, absolute, read_version
 from damage_atlas.store.runs import read_output, table_from_bytes
 from damage_atlas.store.versions import run_model
+
+logger = logging.getLogger(__name__)
 
 # What is told of an observation: where it lies in its photo, in the archive and on the map.
 _OF_THE_CATALOG = (
@@ -103,7 +107,7 @@ def load_published(run: Run) -> Published:
     """The run's index and observations; from memory, when this process has read the very same artifacts lately.
 
     Raises:
-        ContractError: a table or the index is missing, or not what was sealed.
+        ContractError: a table is missing, or not what was sealed; or the index is, and the vectors are as well.
     """
     key = tuple(run.store.digest(f"{run.key}/{stage}/artifact.json") for stage in ("index", "cluster"))
     with _lock:
@@ -115,8 +119,22 @@ def load_published(run: Run) -> Published:
         return _kept[key]
 
 
+def _index_or_vectors(run: Run) -> ArchiveIndex:
+    """The sealed index; where it is damaged or gone, an exact one over the stored vectors, and a word about it."""
+    try:
+        return read_index(run)
+    except (ContractError, ObjectNotFoundError) as error:
+        logger.warning(
+            "%s A new run builds it again; until then the stored vectors are searched, exactly.", error.message
+        )
+    ids, vectors = read_vectors(run)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
+    return ArchiveIndex(ids, index)
+
+
 def _read(run: Run) -> tuple[ArchiveIndex, pa.Table]:
-    index = read_index(run)
+    index = _index_or_vectors(run)
     table = run.read_table("cluster", "points.parquet")
     columns = ["observation_id", *_OF_THE_CATALOG]
     catalog = table_from_bytes(run.read("catalog", "observations.parquet"), columns)

@@ -169,11 +169,16 @@ def test_the_index_is_read_once_and_little_is_kept(tmp_path: Path, monkeypatch: 
     assert len(reads) == 4, "the one that was asked longest ago was let go"
 
 
-def test_a_damaged_index_is_one_line(tmp_path: Path) -> None:
+def test_what_is_damaged_and_cannot_be_made_again_is_one_line(tmp_path: Path) -> None:
     store = Store(tmp_path)
     run = observed_version(store, {"i": VECTORS["i0000"]}, [{"image_id": "i"}])
     path = tmp_path / run.artifact("index").outputs["index.faiss"].key
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ContractError, match=r"index\.faiss is not what was sealed") as caught:
+    assert len(search(store, "a", "i")) == 1, "its vectors are there"
+    published._kept.clear()
+    for name, output in run.artifact("embed").outputs.items():
+        if name.startswith("vectors-"):
+            (tmp_path / output.key).unlink()
+    with pytest.raises(ContractError, match="was sealed and is gone") as caught:
         search(store, "a", "i")
     assert "\n" not in caught.value.message
