@@ -43,8 +43,8 @@ def queue_noise(ids: Sequence[str], near: Neighbours, labels_N: Ints, moment_N: 
 
     An image is the more unlike the rest the farther its tenth nearest moment is (Ramaswamy et al. 2000): up to ten
     looks at one rare kind keep each other no company, and the tiles of one photo none at all. Groups of three moments
-    and more stand first, since what is seen several times is no blur or lens cap; then single images. Ties go by
-    image_id.
+    and more, which are no blur or lens cap, and single images take turns, a group as a whole: in a large archive there
+    are so many of either that nobody would come to the other. Ties go by image_id.
 
     Args:
         near: of each image without itself, nearest first.
@@ -68,10 +68,13 @@ def queue_noise(ids: Sequence[str], near: Neighbours, labels_N: Ints, moment_N: 
     is_group = moments[groups] >= _SMALLEST_GROUP
     first = np.full(len(sizes), len(rows))
     np.minimum.at(first, groups, np.arange(len(rows)))
-    # Whole groups one after the other, each in the order of its images; a single image is a group of itself.
-    best = np.lexsort(
-        (np.arange(len(rows)), first[groups], np.where(is_group, -mean[groups], -unlike_N[rows]), ~is_group)
-    )
+    # Turns: the best group as a whole, the best single image (a group of itself), the next group, …
+    score = np.where(is_group, mean[groups], unlike_N[rows])
+    entry = np.where(is_group, first[groups], np.arange(len(rows)))
+    turn = np.empty(len(rows), np.int64)
+    for chosen in (is_group, ~is_group):
+        _, turn[chosen] = np.unique(np.stack([-score[chosen], entry[chosen]], axis=1), axis=0, return_inverse=True)
+    best = np.lexsort((np.arange(len(rows)), ~is_group, turn))
     number: dict[int, int] = {}
     named = [number.setdefault(int(groups[i]), len(number) + 1) if is_group[i] else 0 for i in best]
     return Queue(rows[best], unlike_N[rows[best]], np.array(named, np.int64))

@@ -51,6 +51,21 @@ def test_five_rare_images_come_first_as_a_group(drawn_in: bool) -> None:
     assert (np.diff(singles) <= 1e-12).all(), "single images by falling distance"
 
 
+def test_groups_and_single_images_take_turns() -> None:
+    """Forty rare groups must not hide the one image that is like nothing at all."""
+    rng = np.random.default_rng(5)
+    centres = unit(rng.normal(size=(40, 64)))
+    groups = np.repeat(centres, 5, axis=0) + rng.normal(0, 0.01, (200, 64))
+    large = np.repeat(unit(rng.normal(size=(3, 64))), 800, axis=0) + rng.normal(0, 0.02, (2400, 64))
+    vectors = unit(np.concatenate([groups, rng.normal(size=(6, 64)), large]))
+    labels = np.where(np.arange(len(vectors)) < 206, -1, 1)
+    queue = queue_of(vectors, labels)
+    single = np.flatnonzero(queue.group_Q == 0)
+    assert len(set(queue.group_Q.tolist())) == 41
+    assert single[:6].tolist() == [5, 11, 17, 23, 29, 35], "a group of five, a single image, and so on"
+    assert set(queue.rows_Q[single[:6]].tolist()) == set(range(200, 206))
+
+
 def test_tiles_of_one_photo_are_no_group_and_no_company() -> None:
     vectors, kinds = archive(rare=5, junk=10)
     twelve = unit(np.eye(16)[7] + np.random.default_rng(1).normal(0, 0.05, (12, 16)))
