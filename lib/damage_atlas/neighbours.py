@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from damage_atlas.errors import ContractError
+from damage_atlas.parts import read_ahead
 from damage_atlas.store import Run
 from damage_atlas.store.runs import read_output, table_from_bytes
 
@@ -68,11 +69,9 @@ def read_vectors(run: Run) -> tuple[list[str], Floats]:
     Raises:
         ContractError: a part is missing or not what was sealed.
     """
-    tables = []
     artifact = run.artifact("embed")
-    for name, output in artifact.outputs.items():
-        if name.startswith("vectors-"):
-            tables.append(table_from_bytes(read_output(run.store, output)))
+    parts = [output for name, output in artifact.outputs.items() if name.startswith("vectors-")]
+    tables = list(read_ahead(lambda part: table_from_bytes(read_output(run.store, part)), parts))
     dimension = artifact.facts["dimension"]
     if not tables:
         return [], np.empty((0, dimension), np.float32)

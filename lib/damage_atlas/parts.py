@@ -7,13 +7,19 @@ hands itself threads; ``workers/`` hands in Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 # (function, parts) -> results in the order of parts; function and parts must be picklable.
 MapParts: TypeAlias = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AT_ONCE = 8  # requests to a store, whose answers are awaited most of the time
 
 
 @dataclass(frozen=True)
@@ -40,3 +46,15 @@ def map_in_threads(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iter
     """Map over as many threads as there are cores: decoding, hashing and torch all release the interpreter lock."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         yield from pool.map(function, parts)
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """``read`` of each item, in order: while the caller works on one, some of the next are read."""
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        begun: deque[Future[Result]] = deque()
+        for item in items:
+            begun.append(pool.submit(read, item))
+            if len(begun) > 2 * _AT_ONCE:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

@@ -17,6 +17,7 @@ from damage_atlas.contracts import FILES
 from damage_atlas.decoding.facts import Sampling
 from damage_atlas.errors import ContractError
 from damage_atlas.images import Limits
+from damage_atlas.parts import read_ahead
 from damage_atlas.store import Store
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import table_bytes, table_from_bytes
@@ -54,8 +55,8 @@ def read_known(store: Store, folder: str, files: Iterable[ListedFile], retry_qua
     wanted = {(file.file, file.fingerprint or "") for file in files}
     settled: set[tuple[str, str]] = set()
     tables: list[pa.Table] = []
-    for key in sorted((item.key for item in store.list(folder)), reverse=True):
-        table = read_part(store, key)
+    keys = sorted((item.key for item in store.list(folder)), reverse=True)
+    for table in read_ahead(lambda key: read_part(store, key), keys):
         units = list(zip(table["listed"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
         new = (set(units) & wanted) - settled
         settled |= new

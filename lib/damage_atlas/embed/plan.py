@@ -14,7 +14,7 @@ from damage_atlas.contracts import OBSERVATIONS, ModelCard, Output
 from damage_atlas.embed.part import part_name, read_part
 from damage_atlas.errors import ContractError, InputError
 from damage_atlas.images import SOURCE_COLUMNS
-from damage_atlas.parts import plan_parts
+from damage_atlas.parts import plan_parts, read_ahead
 from damage_atlas.store import Run, Stage, Store, load_model_card
 from damage_atlas.store.forgotten import read_forgotten
 from damage_atlas.store.objects import RangeReader, sha256
@@ -129,12 +129,12 @@ def _parts_of_use(store: Store, folder: str, wanted: set[str], gone: set[str]) -
     """Stored parts that hold wanted images and none that was forgotten, and the ids in them."""
     reused: list[Output] = []
     known: set[str] = set()
-    for item in store.list(folder):
-        data = store.read(item.key)
-        ids = read_part(data, store.uri(item.key))["image_id"].to_pylist()
+    keys = [item.key for item in store.list(folder)]
+    for key, data in zip(keys, read_ahead(store.read, keys), strict=True):
+        ids = read_part(data, store.uri(key))["image_id"].to_pylist()
         # Of parts that overlap, as runs make them that plan side by side, one is enough.
         if any(i in wanted and i not in known for i in ids) and gone.isdisjoint(ids):
-            reused.append(Output(key=item.key, sha256=sha256(data), size_bytes=len(data), rows=len(ids)))
+            reused.append(Output(key=key, sha256=sha256(data), size_bytes=len(data), rows=len(ids)))
             known.update(ids)
     return reused, known
 
