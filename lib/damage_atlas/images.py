@@ -5,14 +5,12 @@ Decoding itself is in ``decoding/``, in processes of its own.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import hashlib
 import io
 import os
 import re
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -55,7 +53,6 @@ __all__ = [
 _TILE_COLUMNS: Final = ("tile_x", "tile_y", "tile_width", "tile_height")
 # Columns of the observations that say where an observation's pixels come from.
 SOURCE_COLUMNS: Final = ("file", "sha256", "container", "byte_start", "size_bytes", "frame", *_TILE_COLUMNS)
-_KEPT_VIDEOS: Final = 2  # of a process; a copy on disk is as large as the video
 _READ_AHEAD: Final = 8 << 20  # bytes: members of a tar file are read one after the other
 
 
@@ -161,10 +158,11 @@ class PhotoReader:
     def __enter__(self) -> PhotoReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._take_ahead(None)
         if self._video is not None:
-            self._leave(self._video, close=kind is not None)
+            self._video.close()
+            self._video = None
 
     def read_each(self, sources: Sequence[Source]) -> Iterator[Pixels | ImageError]:
         """``read`` of each source in turn, or why it cannot be; while the caller works on one, the next is decoded.
@@ -242,59 +240,28 @@ class PhotoReader:
         return _same(data, source.sha256)
 
     def _read_frame(self, source: Source) -> Pixels:
-        wanted = self._store.root, source.file, source.sha256, self.limits
-        if self._video is not None and self._video.key != wanted:
-            self._leave(self._video)
+        if self._video is not None and self._video.file != source.file:
+            self._video.close()
+            self._video = None
         if self._video is None:
-            with _kept_lock:
-                self._video = _kept_videos.pop(wanted, None)
-            if self._video is not None and self._video.is_stale():
-                self._leave(self._video, close=True)
-            self._video = self._video or _OpenVideo(self._store, source, self.limits)
+            self._video = _OpenVideo(self._store, source, self.limits)
         assert source.frame is not None
         return self._video.frames.read(source.frame)
-
-    def _leave(self, video: _OpenVideo, close: bool = False) -> None:
-        """For the next reader: a part ends in the midst of a video, which need not be fetched and hashed once more."""
-        self._video, old = None, [video]
-        if not close:
-            with _kept_lock:
-                old = [there] if (there := _kept_videos.pop(video.key, None)) else []
-                _kept_videos[video.key] = video
-                while len(_kept_videos) > _KEPT_VIDEOS:
-                    old.append(_kept_videos.pop(next(iter(_kept_videos))))
-        for each in old:
-            each.close()
-
-
-_VideoKey = tuple[str, str, str | None, Limits]
 
 
 class _OpenVideo:
     """A video that frames are read from: the file itself, or a copy of it on this machine's disk."""
 
     def __init__(self, store: Store, source: Source, limits: Limits) -> None:
-        self.key: _VideoKey = (store.root, source.file, source.sha256, limits)
-        self._copy, self._path = local_copy(store, source.file)
-        self._stamp = self._now()
+        self.file = source.file
+        self._copy, path = local_copy(store, source.file)
         try:
-            if source.sha256 is not None and file_sha256(self._path) != source.sha256:
+            if source.sha256 is not None and file_sha256(path) != source.sha256:
                 raise ImageError("changed", "the bytes are not those that were catalogued")
         except BaseException:
             self._close_copy()
             raise
-        self.frames = VideoFrames(self._path, limits)
-
-    def _now(self) -> tuple[int, ...] | None:
-        try:
-            now = os.stat(self._path)
-        except OSError:
-            return None
-        return now.st_ino, now.st_size, now.st_mtime_ns
-
-    def is_stale(self) -> bool:
-        """Whether the file is gone, or another one than was opened."""
-        return self._stamp is None or self._now() != self._stamp
+        self.frames = VideoFrames(path, limits)
 
     def close(self) -> None:
         self.frames.__exit__()
@@ -303,19 +270,6 @@ class _OpenVideo:
     def _close_copy(self) -> None:
         if self._copy is not None:
             self._copy.close()
-
-
-_kept_lock = threading.Lock()
-_kept_videos: dict[_VideoKey, _OpenVideo] = {}  # open, and no reader's
-
-
-def _close_kept_videos() -> None:
-    while _kept_videos:
-        _kept_videos.popitem()[1].close()
-
-
-atexit.register(_close_kept_videos)  # before the decoders end, which are younger
-os.register_at_fork(after_in_child=_kept_videos.clear)
 
 
 def local_copy(store: Store, file: str) -> tuple[IO[bytes] | None, str]:

@@ -17,11 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from damage_atlas import images
 from damage_atlas.catalog import check
 from damage_atlas.errors import ContractError
-from damage_atlas.images import PhotoReader, Source, decode, file_sha256
-from damage_atlas.store import Store
+from damage_atlas.images import PhotoReader, Source, decode
 from tests.support.image_archive import Archive, by_file, jpeg, put
 
 Members = list[tuple[tarfile.TarInfo | str, bytes]]
@@ -445,29 +443,3 @@ def test_a_damaged_part_of_what_is_known_says_what_to_do(archive: Archive) -> No
         archive.build(labels="none")
     path.unlink()
     archive.build(labels="none")
-
-
-def test_a_video_is_fetched_and_hashed_once_for_all_its_parts(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch, s3_bucket: str
-) -> None:
-    make_video(archive.images / "run.mkv")
-    bucket = Store(f"s3://{s3_bucket}/videos")
-    bucket.create("run.mkv", (archive.images / "run.mkv").read_bytes())
-    for root in (str(archive.images), bucket.root):
-        rows, _ = archive.build(images=root, labels="none", video_every_s=1.0)
-        sources = [Source.of_row(row) for row in rows]
-        assert len(sources) == 4
-        hashed: list[str] = []
-        with monkeypatch.context() as patched:
-            patched.setattr(images, "file_sha256", lambda path, hashed=hashed: hashed.append(path) or file_sha256(path))
-            for source in sources:  # each as a part of its own
-                with PhotoReader(root) as reader:
-                    reader.read(source)
-        assert len(hashed) == 1
-        copies = [video._path for video in images._kept_videos.values()]
-        assert len(copies) <= images._KEPT_VIDEOS
-    make_video(archive.images / "run.mkv", step=3)
-    with PhotoReader(str(archive.images)) as reader, pytest.raises(images.ImageError, match="changed"):
-        reader.read(sources[0])
-    images._close_kept_videos()
-    assert not images._kept_videos and not Path(copies[-1]).exists(), "the copy of the bucket's went with it"
