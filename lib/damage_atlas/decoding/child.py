@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import resource
 import signal
 import struct
 import sys
@@ -24,8 +23,6 @@ from damage_atlas.decoding.faults import DECODER_FAULTS, ImageError
 from damage_atlas.decoding.pictures import decode, inspect
 
 _LENGTHS = struct.Struct(">IQ")
-# What the largest picture that is allowed takes: its file, two copies of 16 bits and four channels, libraries.
-_BYTES_A_PIXEL, _OTHER_BYTES = 16, 3 << 30
 
 
 def write_message(stream: BinaryIO, document: dict[str, Any], data: bytes | memoryview = b"") -> None:
@@ -93,28 +90,6 @@ class _Decoders:
         return self._video[1]
 
 
-def bound_memory(limits: Limits, at_start: int) -> int:
-    """Let this process map only so many bytes that one picture cannot take the machine's memory.
-
-    Args:
-        at_start: bytes that are mapped before any picture: more the more cores there are.
-
-    Returns:
-        What a picture may take, in bytes.
-    """
-    bound = _BYTES_A_PIXEL * limits.max_pixels + _OTHER_BYTES
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = at_start + bound
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-    return bound
-
-
-def mapped_bytes() -> int:
-    """What this process has mapped."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-
-
 def _watch(limits: Limits) -> None:
     signal.setitimer(signal.ITIMER_REAL, limits.decode_limit_s)
 
@@ -127,19 +102,16 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not get between the answers
     decoders = _Decoders(memoryview(mmap.mmap(int(sys.argv[1]), 0)) if len(sys.argv) > 1 else memoryview(b""))
-    at_start = mapped_bytes()
     while (message := read_message(requests)) is not None:
         request, data = message
-        limits = Limits(**request["limits"])
-        _watch(limits)
-        bound = bound_memory(limits, at_start)
+        _watch(Limits(**request["limits"]))
         payload: bytes | memoryview = b""
         try:
             document, payload = decoders.answer(request, data)
         except ImageError as error:
             document = {"reason": error.reason, "detail": error.detail}
         except MemoryError:
-            document = {"reason": "bomb", "detail": f"decoding it takes more than {bound / 2**30:.1f} GiB of memory"}
+            document = {"out_of_memory": True}
         except DECODER_FAULTS as error:
             document = {"reason": "corrupt", "detail": f"{type(error).__name__}: {error}"[:200]}
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -24,7 +24,7 @@ QUARANTINE_REASONS: Final = {
     "no_vector": "the vectors that were given with --vectors name no such image",
 }
 
-# What Pillow's decoders raise over damaged bytes. MemoryError is not among them: where a bound is set, it is a `bomb`.
+# What Pillow's decoders raise over damaged bytes. MemoryError is not among them: it speaks of the machine.
 DECODER_FAULTS: Final = (
     OSError,
     SyntaxError,

@@ -37,7 +37,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Pixels:
     """``pictures.decode`` in a process of its own.
 
     Raises:
-        ImageError: as there; or the decoder crashed, or took longer than ``limits.decode_limit_s`` or too much memory.
+        ImageError: as there; or the decoder crashed, or took longer than ``limits.decode_limit_s``.
         MachineError: the process was killed from outside, or cannot be started.
     """
     return _ask({"op": "decode"}, limits, data, _Child.pixels)
@@ -281,6 +281,8 @@ def _ask(
 
 
 def _checked(answer: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    if answer.get("out_of_memory"):
+        raise MemoryError("the decoder ran out of memory")
     if "reason" in answer:
         raise ImageError(answer["reason"], answer["detail"])
     return answer, data

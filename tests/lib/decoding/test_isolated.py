@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import psutil
 import pytest
 
 from damage_atlas.decoding import isolated, pictures
-from damage_atlas.decoding.child import read_message, write_message
 from damage_atlas.decoding.facts import Limits
 from damage_atlas.decoding.faults import ImageError
 from damage_atlas.errors import MachineError
@@ -92,25 +90,6 @@ def test_a_crash_costs_one_file(monkeypatch: pytest.MonkeyPatch, number: int, sa
             isolated.decode(encode_png(PICTURE))
     assert caught.value.reason == "crash" and said in caught.value.detail
     assert np.array_equal(isolated.decode(encode_png(PICTURE)), PICTURE)
-
-
-def test_a_picture_that_takes_too_much_memory_costs_itself_alone() -> None:
-    code = """
-import numpy as np
-from damage_atlas.decoding import child
-decode, huge = child.decode, (5 << 30, 1, 3)
-child.decode = lambda data, *others: np.ones(huge, np.uint8) if data == b"huge" else decode(data, *others)
-child.main()
-"""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as process:  # type: ignore[call-overload]
-        for data in (b"huge", encode_png(PICTURE)):
-            write_message(process.stdin, {"op": "decode", "limits": asdict(Limits())}, data)
-        refused, decoded = read_message(process.stdout), read_message(process.stdout)
-        process.stdin.close()
-    assert refused is not None and refused[0]["reason"] == "bomb" and "7.5 GiB" in refused[0]["detail"]
-    assert decoded is not None and decoded[1] == PICTURE.tobytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
