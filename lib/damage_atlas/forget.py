@@ -18,6 +18,7 @@ from damage_atlas.contracts import Tombstone
 from damage_atlas.embed.part import part_bytes, part_name, read_part
 from damage_atlas.errors import InputError, ObjectNotFoundError
 from damage_atlas.pipeline import run_pipeline
+from damage_atlas.spec import with_overrides
 from damage_atlas.store import Run, Store, read_version, start_run
 from damage_atlas.store.forgotten import bury, note_deletion, read_forgotten
 from damage_atlas.store.runs import read_run_spec
@@ -60,7 +61,8 @@ def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = 
             archive=archive,
             images=spec.images,
             model=run.artifact("embed").facts["model"],
-            settings=spec.settings,
+            # Whatever else is broken by now: it must not keep in what has to go.
+            settings=with_overrides(spec.settings, ["catalog.max_quarantined_share=1"]),
             delivery=spec.delivery,
             run_id=f"forget-{number:08d}-on-{record.version}",
         )
@@ -76,7 +78,7 @@ def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = 
     kept = len(set(tombstone.image_ids) & set(read_reference(store, card)["image_id"].to_pylist()))
     if kept:
         logger.warning(
-            "model %s@%s keeps the vectors of %d of these images, among those it is told by: train again without them",
+            "model %s@%s keeps %d of these images in its reference vectors: train again without them",
             card.model,
             card.version,
             kept,

@@ -50,7 +50,8 @@ def map_in_threads(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iter
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``read`` of each item, in order: while the caller works on one, some of the next are read."""
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+    try:
         begun: deque[Future[Result]] = deque()
         for item in items:
             begun.append(pool.submit(read, item))
@@ -58,3 +59,5 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error nobody waits for what has not begun

@@ -60,12 +60,14 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._ended.set()
         if self._bar is not None:
             self._redraw()
             self._bar.stop()
-        elif kind is None and (self.total or self.done):
-            self._log()
+            return
+        with self._lock:  # a line that is being said comes first, and none after the last
+            self._ended.set()
+            if kind is None and (self.total or self.done):
+                self._log()
 
     def add(self, done: int, bad: int = 0, note: str = "") -> None:
         """Count ``done`` more items, ``bad`` of them bad."""
@@ -104,11 +106,12 @@ class Progress:
         self._bar.update(self._task, completed=self.done, total=self.total, note=f"{text} {note}".strip())
 
     def __str__(self) -> str:
-        rate = self.rate
+        done, seconds = self.done, max(time.monotonic() - self._started, 1e-9)  # once: another thread may count on
+        rate = done / seconds
         if self.total is None:
             bad = f", {self.bad:,} bad" if self.bad else ""
-            return f"{self.what}: {self.done:,} {self.unit}{bad}, {rate:,.1f}/s"
-        told = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.bad:,} bad"
-        if self.done >= self.total:
-            return f"{told}, {rate:,.1f}/s, took {time.monotonic() - self._started:,.1f} s"
-        return f"{told}, {rate:,.1f}/s, {(self.total - self.done) / rate:,.0f} s left" if self.done else told
+            return f"{self.what}: {done:,} {self.unit}{bad}, {rate:,.1f}/s"
+        told = f"{self.what}: {done:,} of {self.total:,} {self.unit}, {self.bad:,} bad"
+        if done >= self.total:
+            return f"{told}, {rate:,.1f}/s, took {seconds:,.1f} s"
+        return f"{told}, {rate:,.1f}/s, {(self.total - done) / rate:,.0f} s left" if done else told

@@ -83,6 +83,15 @@ def test_it_is_gone_with_its_copies_and_does_not_come_back(archive: tuple[Store,
     assert image_id not in again.read_table("cluster", "points.parquet")["image_id"].to_pylist()
 
 
+def test_broken_pictures_keep_nothing_in(archive: tuple[Store, Path]) -> None:
+    store, images = archive
+    for number in range(60):
+        (images / "d1" / f"broken-{number}.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be used"):
+        run_stage(start(store, images), "catalog")
+    assert forget(store, "bridge", FILE)["version"] == 2
+
+
 def test_what_the_model_keeps_is_said(
     archive: tuple[Store, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,7 +106,7 @@ def test_what_the_model_keeps_is_said(
     rows = run.read_table("catalog", "observations.parquet").to_pylist()
     learnt = next(row["file"] for row in rows if row["image_id"] in reference)
     assert forget(store, "bridge", learnt)["kept_by_model"] == 1
-    assert "keeps the vectors of 1 of these images" in caplog.text and "train again" in caplog.text
+    assert "keeps 1 of these images in its reference vectors" in caplog.text and "train again" in caplog.text
 
 
 def test_older_versions_say_why_they_are_not_whole(archive: tuple[Store, Path]) -> None:

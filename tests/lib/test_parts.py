@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -34,13 +35,18 @@ def test_only_some_are_read_ahead() -> None:
 
 
 def test_what_cannot_be_read_ends_it() -> None:
+    asked: list[int] = []
+
     def read(item: int) -> int:
+        asked.append(item)
         if item == 3:
             raise OSError("gone")
+        time.sleep(0.3 * (item > 3))
         return item
 
     answers = read_ahead(read, range(100))
     assert [next(answers) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="gone"):
         next(answers)
+    assert len(asked) < 17, "what had not begun is not read"
     assert list(read_ahead(read, [])) == []

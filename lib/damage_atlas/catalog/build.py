@@ -68,7 +68,6 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     if manifest is not None:
         files = _named_in(manifest[0], files)
     _refuse_too_many_bad(files, settings)
-    _refuse_a_bad_delivery(run, files)
 
     groups, side_car = _side_car_groups(images, settings, files["file"].unique().to_pylist())
     observations = make_observations(
@@ -85,13 +84,16 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     everything = observations.num_rows
     observations = _without_forgotten(forgotten, observations)
     left_out = everything - observations.num_rows
+    before = _previous_files(run)
+    if before is not None:
+        _refuse_a_bad_delivery(run, before, observations)
     observations = mark_duplicates(observations)
     conflicts = contradictions(observations)
     observations, joined = _join_groups(observations)
     observations, notes = _split(observations, conflicts, settings)
 
     stage.write_table("observations.parquet", observations)
-    since = _since_previous(run, observations, forgotten.files)
+    since = None if before is None else _since_previous(run, before, observations, forgotten.files)
     _tell_what_changed(since)
     status = _counts(observations["status"])
     tiles = observations.filter(pc.is_valid(observations["tile_x"]))
@@ -238,15 +240,23 @@ def _read_beside(images: Store, location: str, setting: str) -> tuple[bytes, str
         ) from error
 
 
-def _refuse_a_bad_delivery(run: Run, files: pa.Table) -> None:
+def _previous_files(run: Run) -> pa.Table | None:
+    previous = run.previous()
+    return previous and previous.read_table("catalog", "observations.parquet", ["file", "sha256", "delivery"])
+
+
+def _refuse_a_bad_delivery(run: Run, before: pa.Table, observations: pa.Table) -> None:
     """A night whose pictures are all broken is a small share of a large archive, and must not pass for that."""
-    previous, is_bad = run.previous(), pc.is_valid(files["reason"])
-    if previous is None or pc.sum(is_bad).as_py() < _MANY_BAD:
-        return
-    before = previous.read_table("catalog", "observations.parquet", ["file"])["file"]
-    came = files.filter(pc.invert(pc.is_in(files["file"], before.combine_chunks())))
-    if (pc.sum(pc.is_valid(came["reason"])).as_py() or 0) >= _MANY_BAD:
-        _refuse_too_many_bad(came, run.spec.settings.catalog, f" that came since version {run.spec.previous_version}")
+
+    def content(table: pa.Table) -> pa.Array:
+        digest = pc.fill_null(table["sha256"], "")
+        return pc.binary_join_element_wise(table["file"], digest, "\0").combine_chunks()
+
+    came = observations.filter(pc.invert(pc.is_in(content(observations), content(before))))
+    bad = came.filter(pc.equal(came["status"], "quarantined"))
+    if bad.num_rows >= _MANY_BAD:
+        which = f" that came or changed since version {run.spec.previous_version}"
+        _refuse_too_many_bad(came, run.spec.settings.catalog, which)
 
 
 def _refuse_too_many_bad(files: pa.Table, settings: CatalogSpec, which: str = "") -> None:
@@ -306,20 +316,15 @@ def _split(
     ]
 
 
-def _since_previous(run: Run, observations: pa.Table, forgotten: set[str]) -> dict[str, Any] | None:
-    """Files of the previous version's catalog that are gone or hold other bytes now; None without one."""
-    previous = run.previous()
-    if previous is None:
-        return None
+def _since_previous(run: Run, before: pa.Table, observations: pa.Table, forgotten: set[str]) -> dict[str, Any]:
+    """Files of the previous version's catalog that are gone or hold other bytes now."""
     settings = run.spec.settings.catalog
-    columns = ["file", "sha256", "delivery"]
-    before = previous.read_table("catalog", "observations.parquet", columns)
     now = dict(zip(observations["file"].to_pylist(), observations["sha256"].to_pylist(), strict=True))
     last = run.spec.delivery
     # A past delivery may be run after later ones were published; their files are not missing.
     expected = {
         file: digest
-        for file, digest, delivery in zip(*(before[name].to_pylist() for name in columns), strict=True)
+        for file, digest, delivery in zip(*(column.to_pylist() for column in before.columns), strict=True)
         if file not in forgotten
         and (last is None or settings.deliveries == "none" or delivery is None or delivery <= last)
     }
@@ -335,7 +340,7 @@ def _tell_what_changed(since: dict[str, Any] | None) -> None:
         if since is not None and since[what]["count"]:
             count, names = since[what]["count"], since[what]["names"]
             first = ", ".join(names[:_NAMES_IN_LOG]) + (", …" if count > _NAMES_IN_LOG else "")
-            logger.warning("catalog: since version %d %d files %s: %s", since["version"], count, what, first)
+            logger.warning("catalog: since version %d: %d files %s: %s", since["version"], count, what, first)
 
 
 def _named(names: Iterable[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from damage_atlas.neighbours import Ints, Neighbours
 _NEIGHBOUR = 10  # moments: more than a group that DBSCAN rejects has, so that such a group cannot hide itself
 _MUTUAL = 4  # nearest images among which two must find each other to be of one group
 _SMALLEST_GROUP = 3  # moments
+_OF_A_GROUP = 10  # images of a group that are shown at a time: a large one must not hide the rest
 _ROWS_AT_ONCE = 50_000  # of neighbours that are looked through
 _LONELIEST_SHARE, _LONELIEST = 0.005, 50  # of all images, and at least so many, whatever cluster they are in
 
@@ -43,8 +44,8 @@ def queue_noise(ids: Sequence[str], near: Neighbours, labels_N: Ints, moment_N: 
 
     An image is the more unlike the rest the farther its tenth nearest moment is (Ramaswamy et al. 2000): up to ten
     looks at one rare kind keep each other no company, and the tiles of one photo none at all. Groups of three moments
-    and more, which are no blur or lens cap, and single images take turns, a group as a whole: in a large archive there
-    are so many of either that nobody would come to the other. Ties go by image_id.
+    and more, which are no blur or lens cap, and single images take turns, ten of a group at a time: in a large archive
+    there are so many of either that nobody would come to the other. Ties go by image_id.
 
     Args:
         near: of each image without itself, nearest first.
@@ -68,12 +69,16 @@ def queue_noise(ids: Sequence[str], near: Neighbours, labels_N: Ints, moment_N: 
     is_group = moments[groups] >= _SMALLEST_GROUP
     first = np.full(len(sizes), len(rows))
     np.minimum.at(first, groups, np.arange(len(rows)))
-    # Turns: the best group as a whole, the best single image (a group of itself), the next group, …
+    # Turns: some of the best group, the best single image (a group of itself), some of the next group, …
     score = np.where(is_group, mean[groups], unlike_N[rows])
     entry = np.where(is_group, first[groups], np.arange(len(rows)))
-    turn = np.empty(len(rows), np.int64)
+    turn = np.zeros(len(rows), np.int64)
     for chosen in (is_group, ~is_group):
-        _, turn[chosen] = np.unique(np.stack([-score[chosen], entry[chosen]], axis=1), axis=0, return_inverse=True)
+        entries = np.stack([-score[chosen], entry[chosen]], axis=1)
+        _, rank = np.unique(entries, axis=0, return_inverse=True)
+        turn[chosen] = rank.reshape(-1)  # numpy 2.0 gives it another shape
+    shown_before = _place_among_equals(groups) // _OF_A_GROUP
+    turn += np.where(is_group, shown_before * (turn[is_group].max(initial=0) + 1), 0)
     best = np.lexsort((np.arange(len(rows)), ~is_group, turn))
     number: dict[int, int] = {}
     named = [number.setdefault(int(groups[i]), len(number) + 1) if is_group[i] else 0 for i in best]
@@ -87,6 +92,15 @@ def _unlike(near: Neighbours, moment_N: Ints, rows: slice) -> NDArray[np.float64
     place = np.where(enough.any(axis=1), enough.argmax(axis=1), enough.shape[1] - 1)
     similarities = near.similarities_NK[rows][np.arange(len(place)), place]
     return np.maximum(1 - similarities.astype(np.float64), 0)
+
+
+def _place_among_equals(values_N: Ints) -> Ints:
+    """0, 1, 2, … for each value's occurrences in turn."""
+    order = np.argsort(values_N, kind="stable")
+    _, first, counts = np.unique(values_N[order], return_index=True, return_counts=True)
+    place = np.empty(len(values_N), np.int64)
+    place[order] = np.arange(len(values_N)) - np.repeat(first, counts)
+    return place
 
 
 def _group(near_NK: Ints, rows_Q: Ints, n: int) -> tuple[Ints, Ints]:

@@ -88,7 +88,7 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
     free = np.flatnonzero(~fixed_N)
     centred = start_N2 - start_N2[fixed_N].mean(axis=0)
     with threadpool_limits(limits=1, user_api="blas"):
-        whole = _embedding_of(near, spec, kl_divergence_bh)(centred)
+        whole = _embedding_of(near, spec, _objective(len(centred)))(centred)  # for its affinities; it is not optimized
         threads = spec.threads if len(free) >= _SMALL_MAP else 1
         moving, optimizer = np.ascontiguousarray(centred[free]), gradient_descent()
         named = {
@@ -107,7 +107,9 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
                 n_iter=iterations,
                 exaggeration=exaggeration,
                 momentum=momentum,
-                learning_rate=len(centred) / exaggeration,  # Belkina et al. 2019, as for a whole map
+                # As for a whole map (Belkina et al. 2019), whose divergence it is that falls. openTSNE warns of so high
+                # a rate where each new point has a divergence of its own.
+                learning_rate=len(centred) / exaggeration,
                 **named,
             )
     positions = start_N2.copy()

@@ -38,7 +38,7 @@ _DRAWN_WITH = 1  # seed: none of these images is one that the model has learnt f
 def many(
     demo: Path, work: Path, count: int = _IMAGES, draws: int = 1, spec: ClusterSpec | None = None
 ) -> Iterator[str]:
-    """The lines that docs/results.md quotes; what was made before is taken.
+    """The lines that docs/results.md has as a table; what was made before is taken.
 
     Args:
         demo: a folder that ``damage-atlas demo --out`` has filled; its model embeds, its store keeps the runs.
@@ -53,6 +53,10 @@ def many(
     planted_ids = _of_the_planted_kind(run, work)
     is_planted = np.isin(ids, sorted(planted_ids))
     others, kind = np.random.default_rng(0).permutation(np.flatnonzero(~is_planted)), np.flatnonzero(is_planted)
+    if len(kind) < max(_SIZES):
+        raise InputError(
+            f"{count:,} pictures hold {len(kind)} of the planted kind, fewer than {max(_SIZES)}. Draw more."
+        )
     archive = StagedArchive(store, f"many-{count}", run_model(run))
 
     def version(name: str, rows: Ints) -> Run:
@@ -80,7 +84,7 @@ def _embedded(store: Store, work: Path, count: int) -> Run:
                 photo_px=(512, 512),
                 on_progress=lambda done, _: progress.add(done - progress.done),
             )
-    if (found := sum(1 for _ in (work / "images").rglob("*.jpg"))) < count:
+    if not count <= (found := sum(1 for _ in (work / "images").rglob("*.jpg"))) <= 1.5 * count:
         raise InputError(f"{work} holds {found:,} pictures. Choose another folder for {count:,}.")
     run = start_run(
         store,

@@ -112,29 +112,34 @@ def load_published(run: Run) -> Published:
     key = tuple(run.store.digest(f"{run.key}/{stage}/artifact.json") for stage in ("index", "cluster"))
     with _lock:
         if key not in _kept:
-            _kept[key] = Published(run, *_read(run))
+            index = _sealed_index(run)
+            if index is None:
+                return _with(run, _exact_index(run))  # not kept: the index may be put back
+            _kept[key] = _with(run, index)
             while len(_kept) > _KEPT_AT_MOST:
                 _kept.popitem(last=False)
         _kept.move_to_end(key)
         return _kept[key]
 
 
-def _index_or_vectors(run: Run) -> ArchiveIndex:
-    """The sealed index; where it is damaged or gone, an exact one over the stored vectors, and a word about it."""
+def _sealed_index(run: Run) -> ArchiveIndex | None:
+    """The index; None, and a word about it, where what was sealed is damaged or gone."""
+    run.artifact("index")  # without it nothing was sealed
     try:
         return read_index(run)
-    except (ContractError, ObjectNotFoundError) as error:
-        logger.warning(
-            "%s A new run builds it again; until then the stored vectors are searched, exactly.", error.message
-        )
+    except ContractError as error:
+        logger.warning("%s Or start a new run; meanwhile the stored vectors are searched, exactly.", error.message)
+        return None
+
+
+def _exact_index(run: Run) -> ArchiveIndex:
     ids, vectors = read_vectors(run)
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors))
     return ArchiveIndex(ids, index)
 
 
-def _read(run: Run) -> tuple[ArchiveIndex, pa.Table]:
-    index = _index_or_vectors(run)
+def _with(run: Run, index: ArchiveIndex) -> Published:
     table = run.read_table("cluster", "points.parquet")
     columns = ["observation_id", *_OF_THE_CATALOG]
     catalog = table_from_bytes(run.read("catalog", "observations.parquet"), columns)
@@ -142,4 +147,4 @@ def _read(run: Run) -> tuple[ArchiveIndex, pa.Table]:
     for name in _OF_THE_CATALOG:
         table = table.append_column(name, beside[name])
     rows = pc.index_in(table["image_id"], value_set=pa.array(index.ids, pa.string()))
-    return index, table.select(PLACE_COLUMNS).append_column("row", rows)
+    return Published(run, index, table.select(PLACE_COLUMNS).append_column("row", rows))

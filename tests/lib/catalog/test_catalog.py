@@ -448,7 +448,7 @@ def test_what_changed_since_the_previous_version(
         "vanished": {"count": 1, "names": ["d1/a.jpg"]},
         "replaced": {"count": 1, "names": ["d1/b.jpg"]},
     }
-    assert "since version 1 1 files vanished: d1/a.jpg" in caplog.text
+    assert "since version 1: 1 files vanished: d1/a.jpg" in caplog.text
     assert "1 files replaced: d1/b.jpg" in caplog.text
 
 
@@ -462,8 +462,15 @@ def test_a_delivery_that_is_broken_is_refused_however_large_the_archive(
         if passes:
             assert build_catalog(after(first, run_id)).facts["ledger"]["quarantined"] == bad
         else:
-            with pytest.raises(InputError, match=f"{bad} of {bad + good} files that came since version 1"):
+            with pytest.raises(InputError, match=f"{bad} of {bad + good} files that came or changed since"):
                 build_catalog(after(first, run_id))
+
+
+def test_a_delivery_that_is_sent_again_broken_is_refused(archive: Archive, first: Run) -> None:
+    put(archive.images, {f"d1/{i}.jpg": b"broken" for i in range(20)})
+    put(archive.images, {f"d0/{i}.jpg": jpeg(200 + i) for i in range(15)})
+    with pytest.raises(InputError, match="20 of 35 files that came or changed since version 1"):
+        build_catalog(after(first, "r2"))
 
 
 def test_a_bucket_gives_the_rows_of_a_folder(archive: Archive, s3_bucket: str) -> None:

@@ -66,6 +66,17 @@ def test_groups_and_single_images_take_turns() -> None:
     assert set(queue.rows_Q[single[:6]].tolist()) == set(range(200, 206))
 
 
+def test_a_large_group_hides_nothing() -> None:
+    rng = np.random.default_rng(6)
+    steps = np.cumsum(rng.normal(0, 0.02, (300, 64)), axis=0) + 3 * np.eye(64)[0]  # a chain of mutual neighbours
+    large = np.repeat(unit(rng.normal(size=(2, 64))), 900, axis=0) + rng.normal(0, 0.02, (1800, 64))
+    vectors = unit(np.concatenate([steps, rng.normal(size=(4, 64)), large]))
+    queue = queue_of(vectors, np.where(np.arange(len(vectors)) < 304, -1, 1))
+    assert np.bincount(queue.group_Q)[1:].max() > 40
+    places = np.flatnonzero(np.isin(queue.rows_Q, np.arange(300, 304)))
+    assert places[0] <= 10 and (np.diff(places) <= 11).all()
+
+
 def test_tiles_of_one_photo_are_no_group_and_no_company() -> None:
     vectors, kinds = archive(rare=5, junk=10)
     twelve = unit(np.eye(16)[7] + np.random.default_rng(1).normal(0, 0.05, (12, 16)))
