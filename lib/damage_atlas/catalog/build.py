@@ -261,7 +261,8 @@ def _refuse_a_bad_delivery(run: Run, before: pa.Table, observations: pa.Table) -
 
 def _refuse_too_many_bad(files: pa.Table, settings: CatalogSpec, which: str = "") -> None:
     bad = files.filter(pc.is_valid(files["reason"]))
-    if bad.num_rows < files.num_rows and bad.num_rows <= settings.max_quarantined_share * files.num_rows:
+    is_something_left = bool(which) or bad.num_rows < files.num_rows
+    if is_something_left and bad.num_rows <= settings.max_quarantined_share * files.num_rows:
         return
     reasons = ", ".join(f"{reason} {n}" for reason, n in _counts(bad["reason"]).items())
     examples = "; ".join(f"{row['file']!r}: {row['reason']}, {row['detail']}" for row in bad.slice(0, 3).to_pylist())
