@@ -83,7 +83,10 @@ class Progress:
     @property
     def rate(self) -> float:
         """Items a second since the start."""
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        return self.done / self._seconds()
+
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
 
     def _speak(self) -> None:
         while not self._ended.wait(min(_FIRST_S, self.interval_s)):
@@ -106,7 +109,7 @@ class Progress:
         self._bar.update(self._task, completed=self.done, total=self.total, note=f"{text} {note}".strip())
 
     def __str__(self) -> str:
-        done, seconds = self.done, max(time.monotonic() - self._started, 1e-9)  # once: another thread may count on
+        done, seconds = self.done, self._seconds()  # once: another thread may count on
         rate = done / seconds
         if self.total is None:
             bad = f", {self.bad:,} bad" if self.bad else ""

@@ -466,6 +466,16 @@ def test_a_delivery_that_is_broken_is_refused_however_large_the_archive(
                 build_catalog(after(first, run_id))
 
 
+def test_the_tiles_of_a_photo_do_not_outweigh_broken_files(archive: Archive, first: Run) -> None:
+    put(archive.images, {f"d2/{i}.jpg": b"broken" for i in range(20)})
+    put(archive.images, {"d2/large.jpg": jpeg(100, 400, 400)})
+    run = after(first, "r2")
+    catalog = CatalogSpec(labels="none", deliveries="folder", tile_above=100, tile_size=64)
+    spec = run.spec.model_copy(update={"run_id": "r3", "settings": Settings(catalog=catalog)})
+    with pytest.raises(InputError, match="20 of 21 files that came or changed since version 1"):
+        build_catalog(open_run(first.store, spec))
+
+
 def test_a_delivery_that_is_sent_again_broken_is_refused(archive: Archive, first: Run) -> None:
     put(archive.images, {f"d1/{i}.jpg": b"broken" for i in range(20)})
     put(archive.images, {f"d0/{i}.jpg": jpeg(200 + i) for i in range(15)})
