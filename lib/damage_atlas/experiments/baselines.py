@@ -28,6 +28,7 @@ from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, held_out_scores
+from damage_atlas.train.loop import learning_rate
 from damage_atlas.train.sampling import BalancedBatches
 from damage_atlas.train.start import new_network
 
@@ -151,6 +152,8 @@ def _train_with(criterion: nn.Module, images: LabelledImages, pixels: Pixels, sp
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
                 embeddings_BD = network(network.prepare(shown))
             loss = criterion(embeddings_BD, torch.as_tensor(codes[batch]))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(spec, iteration)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

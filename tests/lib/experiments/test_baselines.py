@@ -48,6 +48,16 @@ def test_a_loss_with_weights_of_its_own_is_drawn_by_the_seed(folder: Path, tmp_p
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
+def test_a_baseline_follows_the_schedule_that_ours_has(folder: Path, tmp_path: Path) -> None:
+    spec = SETTINGS.train.model_copy(update={"iterations": 2})
+    with open_images(str(folder), tmp_path, SETTINGS) as (images, pixels):
+        constant, cosine = (
+            vectors_of("SupCon", images, pixels, spec.model_copy(update={"schedule": schedule}))
+            for schedule in ("constant", "cosine")
+        )
+    assert not np.array_equal(constant, cosine)
+
+
 def test_tuning_sees_no_held_out_image(folder: Path, tmp_path: Path) -> None:
     with open_images(str(folder), tmp_path, SETTINGS) as (images, _):
         inner = with_validation(images, seed=0)
