@@ -19,6 +19,7 @@ from rich.table import Table
 from damage_atlas.contracts import Remark
 from damage_atlas.errors import AtlasError, InputError
 from damage_atlas.spec import (
+    MAX_GRADE,
     ArchiveSpec,
     CatalogSpec,
     RunSpec,
@@ -414,6 +415,16 @@ def note(
     as_json: JsonFlag = False,
 ) -> None:
     """Note something of a cluster, or how severe it is. It sticks to the cluster's id, whatever version comes."""
+    from damage_atlas.query import published_run
+    from damage_atlas.report.severity import CodeTable
+
+    if severity:
+        codes = CodeTable.of(published_run(Store(store), archive).spec.settings.report)
+        if codes.of_remark(severity) is None:
+            raise InputError(
+                f"--severity {severity!r} is neither a grade from 0 to {MAX_GRADE:g} nor in the archive's code table "
+                f"({', '.join(sorted(codes.grades)) or 'which is empty'}), so that it would change nothing."
+            )
     said = Remark(cluster_id=cluster, note=text, severity=severity, said_by=by or getpass.getuser())
     _remark(store, archive, as_json, said)
 

@@ -291,6 +291,8 @@ def test_names_and_notes_of_a_cluster(atlas, tmp_path: Path) -> None:  # type: i
     of = ("--store", run.store.root, "--archive", "north-bridge")
     code, out, _ = atlas("name", 5, "map cracking", "--by", "Ann", *of)
     assert code == 0 and "remark 1 of north-bridge" in out
+    code, _, err = atlas("note", 5, "--severity", "severe", *of)
+    assert code == 2 and "'severe' is neither a grade from 0 to 5 nor in the archive's code table" in err
     code, out, _ = atlas("note", 5, "ask the owner", "--severity", "4", *of, "--json")
     assert code == 0 and json.loads(out)["severity"] == "4" and json.loads(out)["said_by"]
     code, out, _ = atlas("history", "--cluster", 5, *of)

@@ -65,12 +65,12 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     previous = run.previous()
     old_points = None if previous is None else previous.read_table("cluster", "points.parquet")
 
-    memory = check_memory(len(ids), min(len(ids), spec.landmarks), vectors.shape[1], spec)
     old = _old_map(run, previous, old_points, ids)
     if old is None or old.refit:
         mapped = choose_landmarks(vectors, spec)
     else:
         mapped = choose_landmarks(vectors, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
+    memory = check_memory(len(ids), len(mapped), vectors.shape[1], spec)
     layout, on_map, found = map_and_cluster(vectors, mapped, spec, old)
 
     matching = identify_clusters(run, previous, ids, vectors, found.labels_N)
@@ -227,7 +227,7 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     # A map that was sealed before points could be placed was fitted.
     facts = previous.artifact("cluster").facts
     changed = facts.get("map_changed_since_fit", 0)
-    same_method = (spec.method, spec.min_neighbours) == (old_spec.method, old_spec.min_neighbours)
+    same_method = all(getattr(spec, key) == getattr(old_spec, key) for key in ("method", "min_neighbours", "eps"))
     return OldMap(positions, gone, changed, refit, facts["eps"] if same_method else None, landmark)
 
 

@@ -195,7 +195,11 @@ def _clusters(images: Images, earlier: Earlier, clusters: Sequence[Cluster], spe
             enough = fresh >= max(_BORN_LEAST, _BORN_NEW_SHARE * size) and unknown >= _BORN_UNKNOWN_SHARE * size
             if enough and score >= spec.alert_score:
                 found.append(Finding("born", cluster.cluster_id, rows, fresh, size * share, score))
-        elif 0 < fresh < size and (growth := size / max(size - fresh, cluster.before)) >= spec.alert_growth:
+        elif (
+            cluster.before
+            and 0 < fresh < size
+            and (growth := size / max(size - fresh, cluster.before)) >= spec.alert_growth
+        ):
             score = float(_scores(fresh, size, share, len(clusters)))
             if score >= spec.alert_score:
                 found.append(Finding("growth", cluster.cluster_id, rows, fresh, size * share, score, growth))

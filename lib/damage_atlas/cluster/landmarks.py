@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from damage_atlas.cluster.layout import set_apart
 from damage_atlas.errors import InputError
 from damage_atlas.neighbours import Floats, Ints, Neighbours, exact_neighbours
 from damage_atlas.spec import ClusterSpec
@@ -20,7 +21,7 @@ _PROBE_NEIGHBOURS = 10  # a region with fewer probes than DBSCAN wants of neighb
 _VOTERS = 10  # landmarks nearest to an image that say where it belongs
 _ROWS_AT_ONCE = 100_000  # of the rest; bounds what the search holds
 _UNLIKE_QUANTILE = 0.999  # of the landmarks' distances to their nearest: beyond it an image belongs nowhere
-_REDRAW_ABOVE = 1.5  # times the wanted number: landmarks that came with every delivery are drawn anew
+_REDRAW_BELOW, _REDRAW_ABOVE = 0.8, 1.5  # times the wanted number: landmarks that came or went are drawn anew
 _GIB = 2**30
 
 
@@ -65,7 +66,8 @@ def choose_landmarks(
     open_rows, wanted = np.arange(n), spec.landmarks
     if landmark_N is not None and new_N is not None and not _worn_out(landmark_N, spec):
         kept, open_rows = landmark_N.copy(), np.flatnonzero(new_N)
-        wanted = min(round(spec.landmarks * len(open_rows) / n), len(open_rows))
+        missing = spec.landmarks - int(kept.sum())  # of those that have left the archive
+        wanted = min(max(round(spec.landmarks * len(open_rows) / n), missing), len(open_rows))
     draw = np.random.default_rng(spec.seed)
     drawn = draw.permutation(open_rows)[: wanted - int(_RARE_SHARE * wanted)]
     kept[drawn] = True
@@ -99,7 +101,7 @@ def redraw_because(landmark_N: NDArray[np.bool_], placed_N: NDArray[np.bool_], s
 
 
 def _worn_out(landmark_N: NDArray[np.bool_], spec: ClusterSpec) -> bool:
-    return not 0 < landmark_N.sum() <= _REDRAW_ABOVE * spec.landmarks
+    return not _REDRAW_BELOW * spec.landmarks <= landmark_N.sum() <= _REDRAW_ABOVE * spec.landmarks
 
 
 def spread(
@@ -113,6 +115,8 @@ def spread(
 ) -> Clustered:
     """Give every image that is not on the map the place and the cluster that most of its nearest landmarks have.
 
+    One that is unlike all landmarks is noise, and lies apart.
+
     Args:
         near: neighbours of landmarks among landmarks.
         old_N2: where images lay on the map that was kept, NaN for new ones: these places stay.
@@ -123,7 +127,7 @@ def spread(
     near_ids, similarities = np.zeros((n, _VOTERS), np.int64), np.zeros((n, _VOTERS), np.float32)
     near_ids[mapped_M] = mapped_M[near.ids_NK[:, :_VOTERS]]
     similarities[mapped_M] = near.similarities_NK[:, :_VOTERS]
-    labels = np.full(n, -1, np.int64)
+    labels, is_unlike = np.full(n, -1, np.int64), np.zeros(n, bool)
     positions = np.zeros((n, 2), np.float32)
     labels[mapped_M], positions[mapped_M] = labels_M, positions_M2
     far = float(np.quantile(1 - near.similarities_NK[:, 0], _UNLIKE_QUANTILE))
@@ -135,11 +139,14 @@ def spread(
         agree = labels_M[found.ids_NK] == voted[:, None]
         weights = (agree / agree.sum(axis=1, keepdims=True))[..., None]
         positions[rows] = (positions_M2[found.ids_NK] * weights).sum(axis=1)
-        labels[rows] = np.where(1 - found.similarities_NK[:, 0] > far, -1, voted)
+        is_unlike[rows] = 1 - found.similarities_NK[:, 0] > far
+        labels[rows] = np.where(is_unlike[rows], -1, voted)
         near_ids[rows], similarities[rows] = mapped_M[found.ids_NK], found.similarities_NK
     if old_N2 is not None:
         stays = rest[~np.isnan(old_N2[rest, 0])]
         positions[stays] = old_N2[stays]
+        is_unlike[stays] = False  # they have been set apart before
+    positions = set_apart(positions, vectors_ND, np.flatnonzero(is_unlike), ~is_unlike)
     roles = np.where(labels < 0, "noise", "border").astype(object)
     roles[mapped_M] = roles_M
     whole = Neighbours(near_ids, similarities)

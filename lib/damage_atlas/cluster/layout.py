@@ -108,7 +108,7 @@ def place_points(
     jitter = 1e-3 * old_N2[placed].std()
     start[~placed] += np.random.default_rng(spec.seed).normal(0, jitter, (int((~placed).sum()), 2))
     positions = join_map(near, spec, start, placed)
-    return _set_apart(positions, vectors_ND, np.flatnonzero(unlike_N), placed)
+    return set_apart(positions, vectors_ND, np.flatnonzero(unlike_N), placed)
 
 
 def align(positions_N2: Floats, old_N2: Positions) -> Positions:
@@ -159,7 +159,7 @@ def _unlike(vectors_ND: Floats, near: Neighbours, placed_N: NDArray[np.bool_]) -
     return unlike
 
 
-def _set_apart(positions_N2: Floats, vectors_ND: Floats, rows_M: Ints, placed_N: NDArray[np.bool_]) -> Floats:
+def set_apart(positions_N2: Floats, vectors_ND: Floats, rows_M: Ints, placed_N: NDArray[np.bool_]) -> Floats:
     """Take groups of unlike points that lie near old ones to the nearest free place, each group as it lies."""
     if len(rows_M) == 0:
         return positions_N2

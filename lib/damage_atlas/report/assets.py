@@ -66,18 +66,21 @@ def rank_assets(
     labels: Mapping[int, str | None],
     born: Collection[int] = (),
     decisions: Mapping[str, Decision] | None = None,
+    born_in: Mapping[int, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``assets.parquet``, best first; assets that show no damage and have no decision are left out.
 
-    Assets that somebody has deferred, or said to be known, come last until their score has risen by a quarter.
+    Assets that somebody has deferred, or said to be known, come last until their score has risen by a quarter, or a
+    kind of damage that was not known then is found on them.
 
     Args:
         courses: what is known of each asset.
         labels: cluster -> its most frequent label.
         born: clusters that are new in this version.
         decisions: asset -> the newest decision.
+        born_in: cluster -> the version that it was born in.
     """
-    decisions = decisions or {}
+    decisions, born_in = decisions or {}, born_in or {}
     terms = asset_terms(courses, labels, born)
     newest = max((name for course in courses for name in _deliveries(course)), default=None)
     rows = []
@@ -87,7 +90,7 @@ def rank_assets(
         if decision is not None and decision.decision == "none":
             decision = None
         if of_asset or decision is not None:
-            rows.append(_row(course, of_asset, labels, len(courses), decision, newest))
+            rows.append(_row(course, of_asset, labels, len(courses), decision, newest, born_in))
     rows.sort(key=lambda row: (row["set_back"], -row["score"], -row["rest"], row["asset_id"]))
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
@@ -148,6 +151,7 @@ def _row(
     n_assets: int,
     decision: Decision | None,
     newest: str | None,
+    born_in: Mapping[int, int],
 ) -> dict[str, Any]:
     score = round(terms[0].score, 3) if terms else 0.0
     reasons = [_reason(term, len(course.state), n_assets) for term in terms[:_REASONS]]
@@ -163,6 +167,13 @@ def _row(
     risen = decision is not None and decision.score is not None and score > RISEN * decision.score
     if decision is not None and left_alone and risen:
         reasons.append(f"was {decision.score:.1f} when it was decided on, {score:.1f} now: listed again")
+    newer: list[int] = []
+    if decision is not None and left_alone:
+        clusters = [term.cluster_id for term in terms if term.cluster_id is not None]
+        newer = sorted(cluster for cluster in clusters if born_in.get(cluster, 0) > decision.version)
+        if newer:
+            named = ", ".join(f"cluster {cluster}" for cluster in newer)
+            reasons.append(f"{named} came after it was decided on (version {decision.version}): listed again")
     return {
         "asset_id": course.asset_id,
         "rank": 0,
@@ -182,7 +193,7 @@ def _row(
         "looks": len(course.state),
         "last_inspection": _last(course),
         "note": None if decision is None else decision.note or None,
-        "set_back": left_alone and not risen,
+        "set_back": left_alone and not risen and not newer,
         "rest": sum(term.score for term in terms[1:]),
     }
 

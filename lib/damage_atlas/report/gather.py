@@ -28,7 +28,7 @@ from damage_atlas.report.facts import (
     place,
 )
 from damage_atlas.report.looks import Look, SamePlace, inspection_of
-from damage_atlas.report.severity import CodeTable
+from damage_atlas.report.severity import CodeTable, grade_of_image
 from damage_atlas.report.time import asset_courses, clusters_over_time
 from damage_atlas.report.transitions import Course, all_rows, follow
 from damage_atlas.store import Run
@@ -139,6 +139,7 @@ def gather_facts(run: Run, points: list[Point], decisions_up_to: int | None = No
             {c.cluster_id: c.top_label for c in clusters},
             born,
             read_decisions(run.store, spec.archive, decisions_up_to),
+            _born_in(run),
         ),
         asset_rule=SCORE_RULE,
         grades=[
@@ -187,7 +188,7 @@ def _courses(
     codes = CodeTable.of(settings)
     # Everything is born in a first version; that says nothing about where to go.
     born = {c.cluster_id for c in clusters if c.status == "born"} if before is not None else set()
-    grades = {c.cluster_id: 0.0 if c.top_label is None else codes.grade(c.top_label) for c in clusters}
+    grades: dict[int | None, float] = {c.cluster_id: codes.grade(c.top_label) for c in clusters}
     # The label of a new kind is that of the nearest known one, and its grade may hide it; but another sound surface is
     # no new kind of damage.
     grades |= {
@@ -196,12 +197,11 @@ def _courses(
         if c.cluster_id in born and not _plainly_sound(c, codes)
     }
     # What somebody has graded after looking at it goes before all.
-    grades |= {c.cluster_id: own for c in clusters if (own := _graded(c, codes)) is not None}
+    by_hand: dict[int | None, float] = {c.cluster_id: own for c in clusters if (own := _graded(c, codes)) is not None}
     seen = {row["observation_id"]: row for row in observations}
     found: tuple[list[Look], list[Look]] = ([], [])
     for p in points:
         row = seen[p.observation_id]
-        own = 0.0 if p.label is None else codes.grade(p.label)
         found[p.asset_id is None].append(
             Look(
                 observation_id=p.observation_id,
@@ -209,7 +209,9 @@ def _courses(
                 inspection=inspection_of(row),
                 cluster_id=p.cluster_id,
                 label=p.label,
-                severity=own if p.cluster_id is None else grades[p.cluster_id],
+                severity=grade_of_image(
+                    codes.grade(p.label), p.given, grades.get(p.cluster_id), by_hand.get(p.cluster_id)
+                ),
                 new=before is None or p.observation_id not in before,
                 delivery=row["delivery"],
                 element=row["element"],
@@ -223,6 +225,12 @@ def _courses(
             )
         )
     return follow(found[False], SamePlace(settings.same_place_m, settings.same_place_clock)), found[True], born
+
+
+def _born_in(run: Run) -> dict[int, int]:
+    """Cluster -> the version in which it came as something new; others are parts of older ones."""
+    ledger = run.read_table("cluster", "ledger.parquet").to_pylist()
+    return {row["to_cluster_id"]: row["version"] for row in ledger if row["event"] == "born"}
 
 
 def _graded(cluster: Cluster, codes: CodeTable) -> float | None:

@@ -8,7 +8,7 @@ they say where the camera was, metres off, and not where it looked.
 
 **The same moment**: of one inspection, all looks at one place count once, with the cluster that most of them have, the
 graver of equals. So do looks without a place that were taken within a second of each other and fell into one cluster:
-frames of a burst. Tiles of a photo are looks of their own.
+frames of a burst. A day without a time of day says nothing here. Tiles of a photo are looks of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
+
+from damage_atlas.times import has_time_of_day
 
 _MOMENT: Final = timedelta(seconds=1)
 _CLOCK_HOURS: Final = 12.0
@@ -211,7 +213,7 @@ def _grouped(
 def _one_moment(first: Look, look: Look) -> bool:
     if (*_shelf(first), first.kind) != (*_shelf(look), look.kind):
         return False
-    if first.captured_at is None or look.captured_at is None:
+    if not has_time_of_day(first.captured_at) or not has_time_of_day(look.captured_at):
         return False
     return abs(look.captured_at - first.captured_at) <= _MOMENT
 

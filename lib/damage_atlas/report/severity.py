@@ -73,6 +73,21 @@ class CodeTable:
         return sorted(self.grades.keys() - there)
 
 
+def grade_of_image(own: float, given: bool, of_cluster: float | None, by_hand: float | None) -> float:
+    """The grade that an image counts with.
+
+    Args:
+        own: of its label.
+        given: whether that came with the image. It may then be worse than what most of its cluster shows; a label that
+            is predicted from the image's neighbours says no more than the cluster does.
+        of_cluster: of its cluster; None for noise.
+        by_hand: that somebody gave the cluster, which goes before all.
+    """
+    if of_cluster is None:
+        return own
+    return by_hand if by_hand is not None else max(of_cluster, own if given else 0.0)
+
+
 def weight(grade: float) -> float:
     """How much a grade counts, 0 to 1: each whole grade twice as much as the one below it, none nothing."""
     return float(2.0 ** (grade - MAX_GRADE)) if grade > 0 else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -89,10 +91,11 @@ def test_growth_counts_new_images_alone() -> None:
     rng = np.random.default_rng(4)
     made = delivery(draw(rng, 400), draw(rng, 40))
     assert found_in(*made, of_cluster(np.arange(0, 200), "grown")) == [], "it has swallowed another cluster"
-    grown = of_cluster(np.r_[0:40, 400:430], "grown")
+    grown = replace(of_cluster(np.r_[0:40, 400:430], "grown"), before=40)
     (alert,) = found_in(*made, grown)
     assert alert.kind == "growth" and alert.growth == pytest.approx(70 / 40)
     assert found_in(*made, grown, spec=ClusterSpec(alert_growth=2.0)) == []
+    assert found_in(*made, replace(grown, status="born", map_artefact=True, before=0)) == [], "it was not there before"
 
 
 def test_a_window_that_rolls_on_does_not_grow() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 from sklearn.metrics import adjusted_rand_score
 
 from damage_atlas.cluster import map_and_cluster
@@ -103,6 +104,17 @@ def test_what_no_landmark_is_like_belongs_nowhere() -> None:
     together = np.concatenate([vectors, strange])
     _, _, found = map_and_cluster(together, choose_landmarks(vectors, SPEC), SPEC, None)
     assert found.labels_N[-1] == -1 and found.roles[-1] == "noise"
+    others = found.positions_N2[:-1]
+    gap = np.linalg.norm(others - found.positions_N2[-1], axis=1).min()
+    to_next = cKDTree(others).query(others, k=2)[0][:, 1]
+    assert gap > np.quantile(to_next, 0.99), "it lies among images that it is unlike"
+
+
+def test_landmarks_that_left_the_archive_are_made_up_for() -> None:
+    vectors, _ = archive(3000)
+    was, new = np.arange(3000) < 850, np.arange(3000) >= 2800  # by its share alone, the delivery would add 67
+    assert len(choose_landmarks(vectors, SPEC, was, new)) == 1000
+    assert "799 landmarks" in redraw_because(np.arange(3000) < 799, np.arange(3000) < 2800, SPEC)
 
 
 def test_on_a_kept_map_every_old_image_stays() -> None:

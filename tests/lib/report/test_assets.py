@@ -12,7 +12,7 @@ import pytest
 from damage_atlas.contracts import Decision
 from damage_atlas.report.assets import assets_table, rank_assets
 from damage_atlas.report.looks import Look, SamePlace
-from damage_atlas.report.severity import CodeTable, weight
+from damage_atlas.report.severity import CodeTable, grade_of_image, weight
 from damage_atlas.report.transitions import follow
 from damage_atlas.spec import Settings, parse_document
 from tests.architecture.repository import ROOT
@@ -125,12 +125,36 @@ def test_what_is_left_alone_comes_last_until_it_gets_worse(what: str) -> None:
     assert assets_table(rows)["decided_at"].to_pylist() == [datetime(2026, 5, 1, tzinfo=UTC), None]
 
 
+def test_what_is_left_alone_is_listed_again_for_a_kind_that_came_later() -> None:
+    """However small it is beside the damage that was known."""
+    assets = (looks("mild", [3, 1]), looks("grave", [4, 4, 4, 3]))
+    known = decision("grave", "known", rank(*assets)[0]["score"])  # made of version 3
+    kind = {look.severity: look.cluster_id for look in assets[1]}
+    assert order(rank(*assets, decisions=known, born_in={kind[3.0]: 3})) == ["mild", "grave"]
+    rows = rank(*assets, decisions=known, born_in={kind[3.0]: 4})
+    assert order(rows) == ["grave", "mild"]
+    assert f"cluster {kind[3.0]} came after it was decided on (version 3)" in rows[0]["reasons"][-1]
+
+
 def test_a_decision_keeps_an_asset_listed_and_none_takes_it_back() -> None:
     sound = looks("sound", [1, 1])
     assert order(rank(sound, decisions=decision("sound", "visit", 0))) == ["sound"]
     assert rank(sound, decisions=decision("sound", "none", 0)) == []
     rows = rank(looks("grave", [4]), decisions=decision("grave", "none", 0))
     assert (rows[0]["decision"], rows[0]["decided_by"]) == ("none", None)
+
+
+@pytest.mark.parametrize(("own", "given", "of_cluster", "by_hand", "grade"), [
+    (4, True, 0, None, 4),  # a spalling among sound surfaces
+    (4, False, 0, None, 0),
+    (0, True, 4, None, 4),
+    (4, True, 3, 1, 1),
+    (4, False, None, None, 4),
+])  # fmt: skip
+def test_a_label_that_came_with_the_image_is_not_overruled_by_its_cluster(
+    own: float, given: bool, of_cluster: float | None, by_hand: float | None, grade: float
+) -> None:
+    assert grade_of_image(own, given, of_cluster, by_hand) == grade
 
 
 def test_degenerate_lists() -> None:

@@ -61,6 +61,8 @@ def test_a_burst_counts_once_where_it_shows_one_thing() -> None:
     later = replace(burst[0], observation_id="later", captured_at=NINE + timedelta(seconds=20))
     assert len(once_each([*burst, later], SAME)) == 2
     assert len(once_each([look("x"), look("y")], SAME)) == 2, "without a time nobody knows that it is one moment"
+    day = NINE.replace(hour=0)
+    assert len(once_each([look(f"{i}", captured_at=day) for i in range(4)], SAME)) == 4, "a day is no moment"
 
 
 def test_tiles_of_a_photo_are_looks_of_their_own() -> None:
