@@ -11,6 +11,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import AtlasError
+from damage_atlas.spec import TrainSpec
 from damage_atlas.store import Run
 from damage_atlas.train import labelled_images, sealed_training, train_rank
 from damage_atlas.train.loop import Distributed
@@ -44,24 +45,34 @@ def run_rank(config: dict[str, Any]) -> None:
     train_rank(run, exchange, get_device())
 
 
+def choose_ranks(spec: TrainSpec, gpus: int) -> int:
+    """As many ranks as ``train.workers`` says; with GPUs at most one for each, a whole number of shards for every one.
+
+    A rank on a GPU is faster than several on CPUs, and the shards make the same batches of them.
+    """
+    return max(n for n in range(1, spec.workers + 1) if spec.shards % n == 0 and n <= (gpus or spec.workers))
+
+
 def work(run: Run) -> Artifact:
-    """Train with as many workers as the spec says; GPUs when the cluster has enough of them."""
+    """Train with as many workers as the spec says, on GPUs where the cluster has any."""
     spec = run.spec.settings.train
     # Both here, because every rank would fail alike, and Ray Train would start them again and again.
     labelled_images(run)
     new_network(spec.model_copy(update={"module_weights": None}))  # whose file need only be where ranks run
     connect()
-    gpus = ray.cluster_resources().get("GPU", 0)
-    on_gpu = gpus >= spec.workers
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    ranks, on_gpu = choose_ranks(spec, gpus), gpus > 0
     if not on_gpu:
-        logger.info("train: on CPUs, since the cluster has %g GPUs, and %d workers want one each", gpus, spec.workers)
+        logger.info("train: on CPUs, since the cluster has no GPU")
+    elif ranks < spec.workers:
+        logger.info("train: on %d GPUs of %d, although train.workers is %d", ranks, gpus, spec.workers)
     filesystem, root = run.store.arrow_filesystem()
-    cpus = min(spec.threads_per_shard * (spec.shards // spec.workers), largest_node_cpus())
+    cpus = min(spec.threads_per_shard * (spec.shards // ranks), largest_node_cpus())
     trainer = TorchTrainer(
         run_rank,
         train_loop_config={"run_uri": run.uri, "attempt": run.attempt},
         scaling_config=ScalingConfig(
-            num_workers=spec.workers,
+            num_workers=ranks,
             use_gpu=on_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})},
             placement_strategy="SPREAD",

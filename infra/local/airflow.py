@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 import secrets
 import sys
@@ -17,6 +18,9 @@ from infra.local.airflow_api import USER, AirflowApi
 from infra.local.processes import LocalService, ProcessFamily, free_ports, uninterrupted, wait_until
 
 LOOPBACK = "127.0.0.1"
+logger = logging.getLogger(__name__)
+
+_RUN_DELETED = "StaleDataError: UPDATE statement on table 'dag_run'"
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
@@ -99,7 +103,13 @@ class LocalAirflow(AirflowApi, LocalService):
             self.family.stop_all(grace_s=5)
 
     def check(self) -> None:
-        """Raises when a component has died."""
+        """Raises when a component has died; but a scheduler under whose hands a run was deleted is started again.
+
+        It then ends by itself (apache/airflow#25117, #63926), and elsewhere whatever looks after it starts it again.
+        """
+        if self.family.exit_code("scheduler") is not None and _RUN_DELETED in self.family.tail("scheduler"):
+            logger.warning("Airflow's scheduler ended, since a run was deleted under its hands: it is started again")
+            self.start_component("scheduler")
         self.family.check()
 
     def _healthy(self) -> bool:

@@ -113,6 +113,11 @@ class ProcessFamily:
         """Process id of the child called ``name``."""
         return self._children[name].pid
 
+    def exit_code(self, name: str) -> int | None:
+        """How the child called ``name`` has ended; None while it runs, or where there is none."""
+        child = self._children.get(name)
+        return None if child is None else child.poll()
+
     def check(self) -> None:
         """Raises :class:`LocalServiceError` when a child has ended."""
         for name, child in self._children.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -105,6 +107,7 @@ def submitted_job(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
     deadline = time.monotonic() + 90
     while airflow.task_states(dag_id, run_id).get("job") != "deferred":
         assert time.monotonic() < deadline, "the task was not deferred"
+        airflow.check()
         time.sleep(0.5)
     return airflow.task_log(dag_id, run_id, "job").split("Submitted Ray job ")[1].split(":")[0]
 
@@ -272,3 +275,17 @@ def test_overhead_of_short_jobs(airflow: LocalAirflow, client: RayJobsClient) ->
     print(f"\na chain of three empty Ray jobs: {per_task_s:.1f} s per task")
     # 12 s on two free cores; the limit here must hold on a busy machine as well.
     assert per_task_s < 40
+
+
+def test_a_scheduler_that_ends_over_a_deleted_run_is_started_again(airflow: LocalAirflow) -> None:
+    ended = airflow.family.pid("scheduler")
+    with airflow.family.log_path("scheduler").open("a") as log:
+        print("sqlalchemy.orm.exc.StaleDataError: UPDATE statement on table 'dag_run' expected to update", file=log)
+    os.kill(ended, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while airflow.family.exit_code("scheduler") is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    airflow.check()
+    assert airflow.family.pid("scheduler") != ended
+    assert airflow.wait_for_run("passes", airflow.trigger("passes"), 120) == "success"

@@ -14,12 +14,13 @@ import pytest
 
 from damage_atlas.errors import StoreError
 from damage_atlas.pipeline import run_pipeline, run_stage
-from damage_atlas.spec import RunSpec, Settings, with_overrides
+from damage_atlas.spec import RunSpec, Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store, open_run
 from infra.local.ray_cluster import LocalRay
 from tests.support.line import WHEN_ASKED
 from tests.support.s3_server import S3Server, take_away
 from tests.support.small_archive import make_labelled
+from workers.train import choose_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -150,6 +151,15 @@ def assert_equal_results(a: Run, b: Run) -> None:
     ]
     assert vectors[0] == vectors[1]
     assert a.read("index", "index.faiss") == b.read("index", "index.faiss")
+
+
+@pytest.mark.parametrize(
+    ("shards", "wanted", "gpus", "ranks"),
+    [(2, 2, 0, 2), (2, 2, 1, 1), (2, 2, 8, 2), (4, 4, 3, 2), (6, 6, 4, 3), (4, 1, 2, 1)],
+)
+def test_as_many_ranks_as_there_are_gpus_with_whole_shards(shards: int, wanted: int, gpus: int, ranks: int) -> None:
+    spec = TrainSpec(shards=shards, workers=wanted, batch_size=96)
+    assert choose_ranks(spec, gpus) == ranks
 
 
 def test_two_workers_give_what_one_process_gives(one_process: Run, on_ray: tuple[Run, dict[str, str]]) -> None:

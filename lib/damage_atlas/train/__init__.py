@@ -24,7 +24,7 @@ from damage_atlas.errors import ContractError
 from damage_atlas.images import Limits
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
-from damage_atlas.train.checkpoints import load_checkpoint, save_checkpoint
+from damage_atlas.train.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, quick_knn_accuracy
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, make_batches, make_optimizer
@@ -37,14 +37,15 @@ __all__ = ["labelled_images", "sealed_training", "train_model", "train_rank"]
 
 
 def train_model(run: Run, on_iteration: Callable[[TrainingState], None] | None = None) -> Artifact:
-    """Train on the run's catalog in this process and register the model version.
+    """Train on the run's catalog in this process, on its GPU if it has one, and register the model version.
 
     Goes on from the newest checkpoint. ``on_iteration`` is called after each iteration, with the state.
 
     Raises:
         InputError: nothing to learn from.
     """
-    train_rank(run, Alone(), on_iteration=on_iteration)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train_rank(run, Alone(), device, on_iteration)
     return sealed_training(run)
 
 
@@ -81,7 +82,10 @@ def train_rank(
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState(network, make_optimizer(network, spec))
     folder = f"models/{run.spec.model}/{run.spec.run_id}/checkpoints"
-    if load_checkpoint(run.store, folder, state):
+    # The first rank looks for all: another one might find a checkpoint that came, or miss one that went, meanwhile.
+    newest = newest_checkpoint(run.store, folder) if exchange.rank == 0 else 0
+    if begins_at := int(exchange.add(torch.tensor([newest], device=device))):
+        load_checkpoint(run.store, folder, state, begins_at)
         logger.info("train: going on from the checkpoint at iteration %d", state.iteration)
 
     limits = Limits.of(run.spec.settings.catalog)

@@ -30,17 +30,24 @@ def save_checkpoint(store: Store, folder: str, state: TrainingState) -> None:
     tensors["progress"] = torch.frombuffer(bytearray(progress.encode()), dtype=torch.uint8)
     # It may be there: an attempt that was replaced has written the same state.
     with suppress(ObjectExistsError):
-        store.create(f"{folder}/{state.iteration:08d}.safetensors", save(tensors))
+        store.create(_key(folder, state.iteration), save(tensors))
     for key in _keys(store, folder)[:-_KEPT]:
         store.delete(key)
 
 
-def load_checkpoint(store: Store, folder: str, state: TrainingState) -> bool:
-    """Bring ``state`` to the newest checkpoint; False when there is none."""
+def newest_checkpoint(store: Store, folder: str) -> int:
+    """The iteration of the newest checkpoint; 0 when there is none."""
     keys = _keys(store, folder)
-    if not keys:
-        return False
-    tensors = load(store.read(keys[-1]))
+    return int(keys[-1].rpartition("/")[2].partition(".")[0]) if keys else 0
+
+
+def load_checkpoint(store: Store, folder: str, state: TrainingState, iteration: int) -> None:
+    """Bring ``state`` to the checkpoint of ``iteration``.
+
+    Raises:
+        StoreError: it is not there, or not any more.
+    """
+    tensors = load(store.read(_key(folder, iteration)))
     progress = json.loads(bytes(tensors.pop("progress").numpy().tobytes()))
     state.network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
     moments: dict[int, dict[str, Tensor]] = {}
@@ -52,7 +59,10 @@ def load_checkpoint(store: Store, folder: str, state: TrainingState) -> bool:
     state.optimizer.load_state_dict({"state": moments, "param_groups": document["param_groups"]})
     state.class_means = tensors.get("class_means")
     state.iteration, state.seconds, state.history = progress["iteration"], progress["seconds"], progress["history"]
-    return True
+
+
+def _key(folder: str, iteration: int) -> str:
+    return f"{folder}/{iteration:08d}.safetensors"
 
 
 def _keys(store: Store, folder: str) -> list[str]:

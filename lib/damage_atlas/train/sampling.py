@@ -12,11 +12,14 @@ from damage_atlas.errors import InputError
 
 Ints = NDArray[np.int64]
 
-_TUPLE_STREAM = 0x7E5  # keeps the draws inside tuples apart from those of the rounds
+_TUPLE_STREAM, _CLASS_STREAM = 0x7E5, 0xC1A  # keep these draws apart from those of the rounds
 
 
 class BalancedBatches:
     """Every batch holds all classes in equal shares; each class is walked through in shuffled rounds.
+
+    Where there are too many for each to have two images, as many as can have them take turns, in shuffled rounds as
+    well: an image without another one of its class would teach nothing.
 
     Args:
         labels_N: class code of each training image.
@@ -28,15 +31,32 @@ class BalancedBatches:
 
     def __init__(self, labels_N: Ints, batch_size: int, seed: int) -> None:
         self.members = [np.flatnonzero(labels_N == code) for code in np.unique(labels_N)]
-        self.batch_size = batch_size
+        self.batch_size, self.seed = batch_size, seed
         self._rounds = _Rounds(self.members, seed)
 
     def __getitem__(self, iteration: int) -> Ints:
         """Rows of the batch at ``iteration``, class by class in turn (so that each shard is balanced as well)."""
         n_classes = len(self.members)
-        # With more classes than places, the classes take turns.
+        if n_classes > max(self.batch_size // 2, 1):
+            return self._some_classes(iteration)
         turns = range(iteration * self.batch_size, (iteration + 1) * self.batch_size)
         return np.array([self._rounds.member(turn % n_classes, turn // n_classes) for turn in turns])
+
+    def _some_classes(self, iteration: int) -> Ints:
+        shown = max(self.batch_size // 2, 1)
+        each = -(-self.batch_size // shown)
+        places = [divmod(iteration * shown + place, len(self.members)) for place in range(shown)]
+        orders = {turn: self._class_order(turn) for turn, _ in places}
+        return np.array(
+            [
+                self._rounds.member(int(orders[turn][place]), turn * each + copy)
+                for copy in range(each)
+                for turn, place in places
+            ][: self.batch_size]
+        )
+
+    def _class_order(self, turn: int) -> Ints:
+        return np.random.default_rng([self.seed, turn, _CLASS_STREAM]).permutation(len(self.members))
 
 
 class ExplicitTuples:

