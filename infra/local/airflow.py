@@ -20,7 +20,8 @@ from infra.local.processes import LocalService, ProcessFamily, free_ports, unint
 LOOPBACK = "127.0.0.1"
 logger = logging.getLogger(__name__)
 
-_RUN_DELETED = "StaleDataError: UPDATE statement on table 'dag_run'"
+# What the scheduler says last when a run is deleted while it writes, or reads, that run's state.
+_RUN_DELETED = ("StaleDataError: UPDATE statement on table 'dag_run'", "ObjectDeletedError: Instance '<DagRun")
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
@@ -107,7 +108,8 @@ class LocalAirflow(AirflowApi, LocalService):
 
         It then ends by itself (apache/airflow#25117, #63926), and elsewhere whatever looks after it starts it again.
         """
-        if self.family.exit_code("scheduler") is not None and _RUN_DELETED in self.family.tail("scheduler"):
+        ended = self.family.exit_code("scheduler") is not None
+        if ended and any(said in self.family.tail("scheduler") for said in _RUN_DELETED):
             logger.warning("Airflow's scheduler ended, since a run was deleted under its hands: it is started again")
             self.start_component("scheduler")
         self.family.check()
