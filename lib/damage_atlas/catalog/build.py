@@ -11,12 +11,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from damage_atlas.catalog.annotations import Annotations
 from damage_atlas.catalog.check import CheckFiles
 from damage_atlas.catalog.groups import join_groups, parse_side_car
 from damage_atlas.catalog.known import known_folder, read_known, read_part
 from damage_atlas.catalog.listing import ListedFile, Listing, list_images
-from damage_atlas.catalog.manifest import NOT_THERE, choose_files, read_manifest
+from damage_atlas.catalog.manifest import NOT_THERE, Manifest, choose_files, read_manifest
 from damage_atlas.catalog.rows import contradictions, make_observations, mark_duplicates, place_of, set_columns
 from damage_atlas.catalog.splits import assign_splits
 from damage_atlas.contracts import FILES, Artifact
@@ -120,7 +119,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
         "joined_groups": joined,
         "side_car": side_car,
         "forgotten": left_out,
-        "label_conflicts": _named(file for files in conflicts.values() for file in files),
+        "label_conflicts": _named(dict.fromkeys(file for files in conflicts.values() for file in files)),
         "since_previous": since,
         "notes": notes,
     }
@@ -132,7 +131,7 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     return stage.seal(inputs=(), counts=counts, facts=facts)
 
 
-def _named_in(manifest: dict[str, Annotations], files: pa.Table) -> pa.Table:
+def _named_in(manifest: Manifest, files: pa.Table) -> pa.Table:
     """Of tar files the members that the manifest names; a row for each that it names and that is not there."""
     named = pc.is_in(files["file"], pa.array(list(manifest), pa.string()))
     files = files.filter(pc.or_(named, pc.is_null(files["container"])))
@@ -204,7 +203,7 @@ def _choose_deliveries(listing: Listing, settings: CatalogSpec, last: str | None
     return [delivery for delivery in known if delivery <= last]
 
 
-def _read_manifest(images: Store, settings: CatalogSpec) -> tuple[dict[str, Annotations], str] | None:
+def _read_manifest(images: Store, settings: CatalogSpec) -> tuple[Manifest, str] | None:
     if settings.manifest is None:
         return None
     data, where = _read_beside(images, settings.manifest, "catalog.manifest")
@@ -307,15 +306,19 @@ def _split(
 ) -> tuple[pa.Table, list[str]]:
     """Set ``split`` of the rows that can be learnt from or tested on; return what a person should know as well."""
     # Also a random split keeps equal bytes together.
-    names = ("status", "labels", "sha256", "group" if settings.split == "group" else "sha256")
+    names = ("status", "labels", "image_id", "group" if settings.split == "group" else "sha256", "split")
     rows = enumerate(zip(*(observations[name].to_pylist() for name in names), strict=True))
     usable = [
-        (i, labels, group) for i, (s, labels, sha, group) in rows if s == "ok" and labels and sha not in conflicts
+        (i, labels, group, given)
+        for i, (s, labels, image, group, given) in rows
+        if s == "ok" and labels and image not in conflicts
     ]
-    groups = [group for _, _, group in usable]
-    splits = assign_splits(groups, ["+".join(labels) for _, labels, _ in usable], settings.test_share, settings.seed)
+    groups = [group for _, _, group, _ in usable]
+    dealt = assign_splits(groups, ["+".join(labels) for _, labels, _, _ in usable], settings.test_share, settings.seed)
+    side_of = {group: given for _, _, group, given in usable if given}
+    splits = [given or side_of.get(group, split) for (_, _, group, given), split in zip(usable, dealt, strict=True)]
     column: list[str | None] = [None] * observations.num_rows
-    for (i, _, _), split in zip(usable, splits, strict=True):
+    for (i, *_), split in zip(usable, splits, strict=True):
         column[i] = split
     observations = set_columns(observations, split=column)
     if not usable or settings.test_share == 0:
@@ -323,9 +326,14 @@ def _split(
     if all(split == "train" for split in splits):
         note = f"nothing is held out: {len(usable)} images in {len(set(groups))} group(s) cannot be split"
         return observations, [note]
-    seen = {label for _, labels, _ in usable for label in labels}
-    tested = {name for (_, labels, _), split in zip(usable, splits, strict=True) if split == "test" for name in labels}
-    return observations, [
+    seen = {label for _, labels, *_ in usable for label in labels}
+    tested = {name for (_, labels, *_), split in zip(usable, splits, strict=True) if split == "test" for name in labels}
+    sides = set(zip(groups, splits, strict=True))
+    torn = len(sides) - len(set(groups))
+    notes = (
+        [f"{torn} groups are on both sides of the split, as the manifest has them: scores will flatter"] if torn else []
+    )
+    return observations, notes + [
         f"nothing is held out of {name}: too few images, or all in one group" for name in sorted(seen - tested)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from damage_atlas.catalog.annotations import ANNOTATION_COLUMNS, Annotations
+from damage_atlas.catalog.annotations import ANNOTATION_COLUMNS
+from damage_atlas.catalog.manifest import Manifest
 from damage_atlas.catalog.tiling import plan_tiles
 from damage_atlas.contracts import OBSERVATIONS
+from damage_atlas.errors import InputError
 from damage_atlas.images import Tile
 from damage_atlas.spec import CatalogSpec
 
@@ -57,7 +59,7 @@ def _place_of_folder(path: str, labelled: str, delivered: str) -> Place:
 def make_observations(
     files: pa.Table,
     groups: dict[str, str] | None,
-    manifest: Mapping[str, Annotations] | None,
+    manifest: Manifest | None,
     settings: CatalogSpec,
     uri: Callable[[str, str | None, float | None], str],
 ) -> pa.Table:
@@ -68,9 +70,14 @@ def make_observations(
         groups: file -> group from a side-car; None when there is no side-car.
         manifest: file -> what it says; goes before what is said beside the picture, and both before the folders.
         uri: where a file lies, of (file, container, seconds).
+
+    Raises:
+        InputError: a box of the manifest lies outside its picture.
     """
+    boxes: list[Tile | None] = [None] * files.num_rows
+    splits: list[str | None] = [None] * files.num_rows
     if manifest is not None:
-        files = _annotate(files, manifest)
+        files, boxes, splits = _annotate(files, manifest)
     rows: list[int] = []  # of ``files``, for each observation
     made: dict[str, list[Any]] = defaultdict(list)
     columns = ("file", "container", "frame", "frame_time_s", "sha256", "width", "height", "reason")
@@ -82,7 +89,9 @@ def make_observations(
         labels, group, asset_id, inspection_id = beside
         asset_id = asset_id or place.asset_id
         tiles: tuple[Tile | None, ...] = (None,)
-        if reason is None and max(width, height) > settings.tile_above:
+        if reason is None and (box := boxes[i]) is not None:
+            tiles = (_inside(box, file, width, height, settings.min_side),)
+        elif reason is None and max(width, height) > settings.tile_above:
             tiles = plan_tiles(width, height, settings.tile_size, settings.tile_overlap)
         named = None if groups is None else groups.get(file)
         # With a side-car, a file that it does not name stands for itself: it may want to split the asset.
@@ -106,6 +115,7 @@ def make_observations(
             )
             made["status"].append("ok" if reason is None else "quarantined")
             made["delivery"].append(place.delivery)
+            made["split"].append(splits[i])
     taken = files.select(_TAKEN_OVER).take(pa.array(rows, pa.int64()))
     arrays = [
         taken[field.name]
@@ -116,15 +126,33 @@ def make_observations(
     return pa.Table.from_arrays([_one_chunk(array) for array in arrays], schema=OBSERVATIONS)
 
 
-def _annotate(files: pa.Table, manifest: Mapping[str, Annotations]) -> pa.Table:
-    said = [manifest.get(file, {}) for file in files["file"].to_pylist()]
+def _annotate(files: pa.Table, manifest: Manifest) -> tuple[pa.Table, list[Tile | None], list[str | None]]:
+    """The files, once for each of their rows in the manifest, with what it says; and of each row the box and split."""
+    said_of = [
+        manifest.get(file, [{}]) if reason is None else manifest.get(file, [{}])[:1]
+        for file, reason in zip(files["file"].to_pylist(), files["reason"].to_pylist(), strict=True)
+    ]
+    files = files.take(pa.array([i for i, said in enumerate(said_of) for _ in said], pa.int64()))
+    rows = [row for said in said_of for row in said]
     for name in ANNOTATION_COLUMNS:
-        if any(name in row for row in said):
-            values = [row.get(name, old) for row, old in zip(said, files[name].to_pylist(), strict=True)]
+        if any(name in row for row in rows):
+            values = [row.get(name, old) for row, old in zip(rows, files[name].to_pylist(), strict=True)]
             files = files.set_column(
                 files.column_names.index(name), files.field(name), pa.array(values, files.field(name).type)
             )
-    return files
+    return files, [row.get("tile") for row in rows], [row.get("split") for row in rows]
+
+
+def _inside(box: Tile, file: str, width: int, height: int, min_side: int) -> Tile:
+    """What of a box lies in the picture."""
+    tile = Tile(box.x, box.y, min(box.width, width - box.x), min(box.height, height - box.y))
+    if min(tile.width, tile.height) < min_side:
+        raise InputError(
+            f"the manifest's box {box.x}, {box.y}, {box.width} x {box.height} of {file!r} lies outside the picture, "
+            f"which has {width} x {height} pixels, or is smaller than catalog.min_side ({min_side}). Mend or leave it "
+            "out, then run again."
+        )
+    return tile
 
 
 def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -167,7 +195,7 @@ def mark_duplicates(observations: pa.Table) -> pa.Table:
 
 
 def contradictions(observations: pa.Table) -> dict[str, list[str]]:
-    """Files by SHA-256 whose equal bytes carry different labels."""
+    """Files by image_id where equal pixels carry different labels."""
     labels: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     files: dict[str, set[str]] = defaultdict(set)
     labelled = observations.filter(
@@ -178,10 +206,10 @@ def contradictions(observations: pa.Table) -> dict[str, list[str]]:
     )
     # A video's frames may differ in what they show.
     whole = labelled.filter(pc.is_null(labelled["frame"]))
-    for digest, said, file in zip(*(whole[name].to_pylist() for name in ("sha256", "labels", "file")), strict=True):
-        labels[digest].add(tuple(said))
-        files[digest].add(file)
-    return {digest: sorted(files[digest]) for digest, sets in labels.items() if len(sets) > 1}
+    for image, said, file in zip(*(whole[name].to_pylist() for name in ("image_id", "labels", "file")), strict=True):
+        labels[image].add(tuple(said))
+        files[image].add(file)
+    return {image: sorted(files[image]) for image, sets in labels.items() if len(sets) > 1}
 
 
 def set_columns(table: pa.Table, **columns: list[Any]) -> pa.Table:
