@@ -564,6 +564,29 @@ def baselines(
     _print_experiment(summarise(rows, methods, scores, "method"), as_json)
 
 
+@app.command()
+def dataset(
+    name: Annotated[str, typer.Argument(help="severstal, sdnet2018, sewer-ml or coco.")],
+    source: Annotated[Path, typer.Argument(help="The folder that it was unpacked to.")],
+    out: Annotated[Path, typer.Option("--out", help="The manifest to write.")],
+    paper: Annotated[bool, typer.Option("--paper", help="The classes of the paper's experiments alone.")] = False,
+    each: Annotated[int | None, typer.Option("--each", min=1, help="At most so many images of each class.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the manifest of a data set as its owners hand it out; its pictures stay where they are."""
+    from damage_atlas.datasets import prepare
+
+    prepared = prepare(name, source, out, paper, each)
+    if as_json:
+        _json(asdict(prepared) | {"images": str(prepared.images), "manifest": str(prepared.manifest)})
+        return
+    _table([{"label": label, "images": count} for label, count in prepared.classes.items()], ("label", "images"))
+    for why, count in prepared.left_out.items():
+        console.print(f"left out: {count} {why}")
+    assignments = " ".join(f"--set {setting}" for setting in prepared.settings)
+    console.print(f"damage-atlas run --images {prepared.images} --store STORE {assignments}", soft_wrap=True)
+
+
 def _say_row(row: dict[str, Any]) -> None:
     logging.getLogger("damage_atlas").info("%s", json.dumps(row))
 

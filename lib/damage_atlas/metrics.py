@@ -10,11 +10,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     adjusted_rand_score,
     average_precision_score,
+    f1_score,
+    fbeta_score,
     normalized_mutual_info_score,
     recall_score,
     roc_curve,
 )
 
+from damage_atlas.labels import SEWER_ML_IMPORTANCE
 from damage_atlas.neighbours import Floats, exact_neighbours
 
 Strings = NDArray[np.str_]
@@ -43,6 +46,48 @@ def knn_accuracy(
     if len(truth_Q) == 0 or len(labels_N) == 0:
         return float("nan")
     return float((knn_predict(reference_ND, labels_N, queries_QD, k) == np.asarray(truth_Q, dtype=str)).mean())
+
+
+def knn_label_sets(
+    reference_ND: Floats, sets_N: Sequence[frozenset[str]], queries_QD: Floats, k: int = 10
+) -> list[frozenset[str]]:
+    """For each query the labels that at least half of its ``k`` nearest reference images carry; perhaps none."""
+    names = sorted(frozenset().union(*sets_N))
+    if not names:
+        return [frozenset()] * len(queries_QD)
+    carries_NL = np.array([[name in labels for name in names] for labels in sets_N], dtype=bool)
+    near = exact_neighbours(reference_ND, k, queries_QD).ids_NK
+    share_QL = carries_NL[near].mean(axis=1)
+    return [frozenset(name for name, part in zip(names, row, strict=True) if part >= 0.5) for row in share_QL]
+
+
+def label_scores(truth: Sequence[frozenset[str]], predicted: Sequence[frozenset[str]]) -> dict[str, float]:
+    """F1 of each label that an image may carry beside others, and their mean: ``label_f1:NAME``, ``label_f1``."""
+    each = _f_scores(truth, predicted, sorted(frozenset().union(*truth)), beta=1)
+    return {f"label_f1:{name}": score for name, score in each.items()} | {"label_f1": float(np.mean([*each.values()]))}
+
+
+def sewer_ml_scores(truth: Sequence[frozenset[str]], predicted: Sequence[frozenset[str]]) -> dict[str, float]:
+    """What Sewer-ML is compared by (Haurum and Moeslund 2021, section 4.2); of images without a code: the empty set.
+
+    ``f2_ciw``: F2 of each code, weighted by its class importance. ``f1_normal``: F1 of images without any code.
+    """
+    weights = SEWER_ML_IMPORTANCE
+    each = _f_scores(truth, predicted, list(weights), beta=2)
+    normal = f1_score([not labels for labels in truth], [not labels for labels in predicted], zero_division=0.0)
+    weighted = sum(weights[code] * score for code, score in each.items()) / sum(weights.values())
+    return {"f2_ciw": float(weighted), "f1_normal": float(normal)}
+
+
+def _f_scores(
+    truth: Sequence[frozenset[str]], predicted: Sequence[frozenset[str]], names: Sequence[str], beta: float
+) -> dict[str, float]:
+    return {
+        name: float(
+            fbeta_score([name in t for t in truth], [name in p for p in predicted], beta=beta, zero_division=0.0)
+        )
+        for name in names
+    }
 
 
 def linear_accuracy(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, truth_Q: Sequence[str]) -> float:

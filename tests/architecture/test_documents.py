@@ -54,7 +54,7 @@ def test_document_names_only_what_is_there(document: str) -> None:
             assert target[1] in makefile, f"there is no target `make {target[1]}`"
         for match in SETTING.finditer(line):
             is_module = "/" in line or f"{match[1]}.{match[2]}" in {"index.faiss", "index.html"}
-            is_setting = match[0] in settings or match[2] in {"py", "md", "parquet", "yaml", "json", "html"}
+            is_setting = match[0] in settings or match[2] in {"py", "md", "parquet", "yaml", "json", "html", "csv"}
             assert is_setting or is_module or f"damage_atlas.{match[1]}" in line, f"{match[0]} is not a setting"
 
 

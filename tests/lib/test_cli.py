@@ -323,3 +323,18 @@ def test_tables_are_never_cut(console: Console, monkeypatch: pytest.MonkeyPatch,
         assert said.count("\n") == 3
     for text in (*row, str(row["run_id"]), str(row["uri"])):
         assert text in said
+
+
+def test_a_data_set_becomes_a_manifest(atlas: Any, tmp_path: Path) -> None:
+    for letter in "DPW":
+        for mark in "CU":
+            (tmp_path / f"set/{letter}/{mark}{letter}").mkdir(parents=True)
+            (tmp_path / f"set/{letter}/{mark}{letter}/7001-1.jpg").write_bytes(b"never opened")
+    asked = ("dataset", "sdnet2018", tmp_path / "set", "--out", tmp_path / "m.csv", "--paper")
+    code, out, _ = atlas(*asked)
+    assert code == 0 and "deck_non_crack" in out and "left out: 2 of walls" in out
+    assert f"--set catalog.manifest={tmp_path / 'm.csv'}" in out.replace("\n", "")
+    code, out, _ = atlas(*asked, "--json")
+    assert code == 0 and json.loads(out)["classes"]["pavement_crack"] == 1
+    code, _, err = atlas("dataset", "coco", tmp_path / "set", "--out", tmp_path / "m.csv")
+    assert code == 2 and "no file in COCO's format" in err

@@ -109,3 +109,32 @@ def test_a_linear_classifier_parts_what_a_plane_parts() -> None:
 
 def test_recall_of_each_class() -> None:
     assert class_recalls(["a", "a", "b", "c"], ["a", "b", "b", "x"]) == {"a": 0.5, "b": 1.0, "c": 0.0}
+
+
+def test_labels_that_half_of_the_neighbours_carry() -> None:
+    vectors = np.eye(4, dtype=np.float32)[[0] * 10 + [1] * 10]
+    sets = [
+        *([frozenset({"RB"})] * 5),
+        *([frozenset({"RB", "FS"})] * 5),
+        *([frozenset()] * 6),
+        *([frozenset({"OB"})] * 4),
+    ]
+    found = metrics.knn_label_sets(vectors, sets, np.eye(4, dtype=np.float32)[:2])
+    assert found == [frozenset({"RB", "FS"}), frozenset()]
+    assert metrics.knn_label_sets(vectors, [frozenset()] * 20, vectors[:2]) == [frozenset()] * 2
+
+
+def test_sewer_ml_scores_are_those_of_its_paper() -> None:
+    """F2 and F1 from counts: RB 1 hit, 1 miss; FS 1 hit; normal 2 hits, 1 false alarm."""
+    truth = [frozenset(x) for x in (["RB"], ["RB", "FS"], [], [], ["OB"])]
+    said = [frozenset(x) for x in (["RB"], ["FS"], [], [], [])]
+    said[4] = frozenset()
+    scores = metrics.sewer_ml_scores(truth, said)
+    f2_rb, f2_fs = 5 * 1 / (5 * 1 + 4 * 1 + 0), 1.0
+    assert scores["f2_ciw"] == pytest.approx((1.0 * f2_rb + 0.6419 * f2_fs) / sum(metrics.SEWER_ML_IMPORTANCE.values()))
+    assert scores["f1_normal"] == pytest.approx(2 * 2 / (2 * 2 + 1))
+    assert metrics.sewer_ml_scores(truth, truth)["f1_normal"] == 1.0
+    by_label = metrics.label_scores(truth, said)
+    assert by_label == {
+        "label_f1:FS": 1.0, "label_f1:OB": 0.0, "label_f1:RB": pytest.approx(2 / 3), "label_f1": pytest.approx(5 / 9),
+    }  # fmt: skip

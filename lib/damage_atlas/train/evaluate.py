@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from damage_atlas.labels import is_undamaged
+from damage_atlas.labels import SEWER_ML_IMPORTANCE, is_undamaged
 from damage_atlas.metrics import (
     auprc,
     class_recalls,
     damage_scores,
     knn_accuracy,
+    knn_label_sets,
     knn_predict,
+    label_scores,
     linear_accuracy,
     recall_at_specificity,
     retrieval_scores,
+    sewer_ml_scores,
 )
 from damage_atlas.network import EmbeddingNet, embed_pixels, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
@@ -55,9 +58,10 @@ def quick_knn_accuracy(network: EmbeddingNet, pixels: Pixels, images: LabelledIm
 def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, float]:
     """Scores on the held-out split, from all of both splits; without one, an empty dict.
 
-    ``recall:CLASS`` is that of the kNN prediction. ``damage_recall_at_95_specificity`` and ``damage_auprc`` are of
-    damage against sound, where a class says that it is sound. A score that is not defined, as of damage where all
-    that is held out is damaged, is left out.
+    Where images carry several labels, ``label_f1`` and ``label_f1:NAME`` are those of each label by itself; of
+    Sewer-ML's codes its own ``f2_ciw`` and ``f1_normal`` as well. ``recall:CLASS`` is that of the kNN prediction.
+    ``damage_recall_at_95_specificity`` and ``damage_auprc`` are of damage against sound, where a class says that it is
+    sound. A score that is not defined, as of damage where all that is held out is damaged, is left out.
     """
     train, test = images.training_rows, images.rows_of("test")
     if len(test) == 0:
@@ -71,6 +75,7 @@ def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, flo
         **retrieval_scores(*both, truth),
         **{f"recall:{name}": recall for name, recall in class_recalls(truth, predicted.tolist()).items()},
     }
+    scores |= _scores_by_label(images, vectors_ND)
     damaged = np.array([not is_undamaged(label) for label in images.labels])
     if 0 < damaged[train].sum() < len(train):
         damage = damage_scores(vectors_ND[train], damaged[train], vectors_ND[test])
@@ -78,3 +83,19 @@ def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, flo
         scores["damage_auprc"] = auprc(damaged[test], damage)
         scores["damage_share"] = float(damaged[test].mean())
     return {name: score for name, score in scores.items() if not np.isnan(score)}
+
+
+def _scores_by_label(images: LabelledImages, vectors_ND: Floats) -> dict[str, float]:
+    sets = [frozenset(label.split("+")) for label in images.labels]
+    names = frozenset().union(*sets)
+    codes = names & SEWER_ML_IMPORTANCE.keys()
+    of_sewer_ml = bool(codes) and all(is_undamaged(name) for name in names - codes)
+    if not of_sewer_ml and all(len(labels) == 1 for labels in sets):
+        return {}
+    train, test = images.training_rows, images.rows_of("test")
+    predicted = knn_label_sets(vectors_ND[train], [sets[row] for row in train], vectors_ND[test])
+    truth = [sets[row] for row in test]
+    scores = label_scores(truth, predicted)
+    if of_sewer_ml:
+        scores |= sewer_ml_scores([labels & codes for labels in truth], [labels & codes for labels in predicted])
+    return scores
