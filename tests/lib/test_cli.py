@@ -325,7 +325,7 @@ def test_tables_are_never_cut(console: Console, monkeypatch: pytest.MonkeyPatch,
         assert text in said
 
 
-def test_a_data_set_becomes_a_manifest(atlas: Any, tmp_path: Path) -> None:
+def test_a_data_set_becomes_a_manifest(atlas, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for letter in "DPW":
         for mark in "CU":
             (tmp_path / f"set/{letter}/{mark}{letter}").mkdir(parents=True)

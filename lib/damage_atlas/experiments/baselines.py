@@ -10,7 +10,6 @@ Axes: N images, B a batch, D embedding dimensions, F features, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from pytorch_metric_learning import losses
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from damage_atlas.experiments.data import with_validation
 from damage_atlas.experiments.log import MeasurementLog, Row
 from damage_atlas.experiments.subclasses import Floats, train_vectors
 from damage_atlas.metrics import knn_accuracy
@@ -42,7 +42,6 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
 }
 METHODS = (OURS, *LOSSES, CLASSICAL)
 
-_VALIDATION_SHARE = 0.2
 _COLOUR_BINS = 16
 _RADII = (1, 2, 4)  # of local binary patterns, pixels
 _AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
@@ -92,17 +91,6 @@ def compare_baselines(
             rows.append(log.measured(decides, names, measure))
             on_row(rows[-1])
     return rows
-
-
-def with_validation(images: LabelledImages, seed: int) -> LabelledImages:
-    """The training split alone, a part of every class of it held out; the real held-out images are in no split."""
-    rng, splits = np.random.default_rng(seed), ["" if split == "test" else split for split in images.splits]
-    labels = np.array(images.labels)
-    for name in images.classes:
-        members = rng.permutation(images.training_rows[labels[images.training_rows] == name])
-        for row in members[: int(len(members) * _VALIDATION_SHARE)]:
-            splits[row] = "test"
-    return replace(images, splits=splits)
 
 
 def _knn(images: LabelledImages, vectors_ND: Floats) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from damage_atlas.catalog.splits import assign_splits
 from damage_atlas.errors import InputError
 from damage_atlas.images import Limits
 from damage_atlas.pipeline import run_stage
@@ -13,6 +15,8 @@ from damage_atlas.spec import Settings
 from damage_atlas.store import Store, start_run
 from damage_atlas.train import labelled_images
 from damage_atlas.train.data import LabelledImages, Pixels
+
+_VALIDATION_SHARE = 0.2
 
 
 @contextmanager
@@ -31,3 +35,16 @@ def open_images(images: str, work: Path, settings: Settings) -> Iterator[tuple[L
     limits = Limits.of(settings.catalog)
     with Pixels(found, run.spec.images, settings.train.input_size, limits) as pixels:
         yield found, pixels
+
+
+def with_validation(images: LabelledImages, seed: int) -> LabelledImages:
+    """The training split alone, a fifth of it held out to choose settings on; the real held-out images are in no split.
+
+    No group is on both sides.
+    """
+    rows, groups = images.training_rows, images.groups or images.image_ids
+    splits = [""] * len(images)
+    dealt = assign_splits([groups[row] for row in rows], images.training_labels, _VALIDATION_SHARE, seed)
+    for row, split in zip(rows, dealt, strict=True):
+        splits[row] = split
+    return replace(images, splits=splits)

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,15 @@ Ints = NDArray[np.int64]
 class LabelledImages:
     """Unique labelled images, sorted by image_id, with what is needed to read them.
 
-    ``labels`` joins several labels of an image with ``+``; such a mix is a class of its own here.
+    ``labels`` joins several labels of an image with ``+``; such a mix is a class of its own here. ``groups`` are those
+    of the split; where none are given each image stands for itself.
     """
 
     image_ids: list[str]
     sources: list[Source]
     labels: list[str]
     splits: list[str]
+    groups: list[str] = field(default_factory=list)
 
     @classmethod
     def from_observations(cls, observations: pa.Table) -> LabelledImages:
@@ -47,6 +49,7 @@ class LabelledImages:
             [Source.of_row(r) for r in ordered],
             ["+".join(r["labels"]) for r in ordered],
             [r["split"] for r in ordered],
+            [r["group"] for r in ordered],
         )
         classes = images.classes
         if len(classes) < 2:

@@ -12,10 +12,11 @@ from damage_atlas.experiments.baselines import (
     compare_baselines,
     texture_and_colour,
     vectors_of,
-    with_validation,
 )
-from damage_atlas.experiments.data import open_images
+from damage_atlas.experiments.data import open_images, with_validation
+from damage_atlas.images import Source
 from damage_atlas.spec import Settings, with_overrides
+from damage_atlas.train.data import LabelledImages
 from damage_atlas.train.evaluate import held_out_scores
 from tests.support.small_archive import make_labelled
 
@@ -64,6 +65,16 @@ def test_tuning_sees_no_held_out_image(folder: Path, tmp_path: Path) -> None:
         assert set(inner.training_rows) | set(inner.rows_of("test")) == set(images.training_rows)
         assert not set(inner.training_rows) & set(inner.rows_of("test"))
         assert {inner.labels[row] for row in inner.rows_of("test")} == set(images.classes)
+
+
+def test_no_photo_is_on_both_sides_when_settings_are_chosen() -> None:
+    photos = [f"photo {i // 6}" for i in range(60)]
+    labels, splits = [f"class {i // 30}" for i in range(60)], ["train" if i % 6 else "test" for i in range(60)]
+    images = LabelledImages([f"{i:02d}" for i in range(60)], [Source("f")] * 60, labels, splits, photos)
+    inner = with_validation(images, seed=0)
+    chosen = {photos[row] for row in inner.rows_of("test")}
+    assert chosen and not chosen & {photos[row] for row in inner.training_rows}
+    assert all(splits[row] == "train" for row in [*inner.rows_of("test"), *inner.training_rows])
 
 
 def test_the_better_rate_is_taken_and_nothing_is_measured_twice(folder: Path, tmp_path: Path) -> None:
