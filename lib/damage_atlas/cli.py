@@ -565,6 +565,43 @@ def baselines(
 
 
 @app.command()
+def sweep(
+    images: ImagesOption,
+    work: WorkOption,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option("--axis", help="A known one, or 'learning_rate=1e-4,1e-3'; by default the paper's and more."),
+    ] = None,
+    seeds: SeedsOption = 1,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    groups: GroupsOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Experiment: vary one setting of training after another; scores on a validation part of the training split."""
+    from damage_atlas.experiments import data, plots
+    from damage_atlas.experiments import sweep as experiment
+    from damage_atlas.progress import Progress
+    from damage_atlas.train import labelled_images
+
+    settings = _settings(spec, set_, groups, Settings())
+    axes = dict(map(experiment.parse_axis, axis or list(experiment.GRIDS)))
+    run = data.catalogued(images, work, settings)
+    trials = experiment.plan_sweep(labelled_images(run), settings, axes, range(seeds))
+    rows = []
+    with Progress("sweep", "trainings", len(trials)) as progress:
+        for row in experiment.sweep(run, trials):
+            rows.append(row)
+            progress.add(1, note=experiment.in_words(row))
+    table = experiment.tabulate(rows, axes)
+    (work / "sweep.png").write_bytes(plots.draw_axes(rows, axes, experiment.SCORES))
+    if as_json:
+        _json(table)
+    else:
+        _table([experiment.as_text(row) for row in table], ("axis", "value", "runs", *experiment.SCORES))
+
+
+@app.command()
 def dataset(
     name: Annotated[str, typer.Argument(help="severstal, sdnet2018, sewer-ml or coco.")],
     source: Annotated[Path, typer.Argument(help="The folder that it was unpacked to.")],

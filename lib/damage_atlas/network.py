@@ -316,6 +316,11 @@ def _channel_sums(images_BHWC: Tensor) -> Tensor:
     return images_BHWC.flatten(2).sum(1).unflatten(1, images_BHWC.shape[2:]).sum(1)[:, None, None]
 
 
+def best_device() -> torch.device:
+    """A GPU of NVIDIA's where this process sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def has_fast_bf16() -> bool:
     """Whether bfloat16 gains on this CPU: AMX or AVX-512 BF16 units."""
     if platform.machine() not in ("x86_64", "AMD64"):

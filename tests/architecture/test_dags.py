@@ -119,7 +119,7 @@ def test_one_dag_for_each_archive_whose_tasks_are_the_stages(dags: dict[str, Any
         for name, task in dags[dag_id]["tasks"].items():
             assert task["on_ray"] is (name not in (OPEN_RUN, ALERT)), (dag_id, name)
             assert task["pool"] == ("gpu" if name in GPU_STAGES else "default_pool"), (dag_id, name)
-    assert set(dags) - set(flows) == {"backfill", "ray_reaper", "verify_published", "prune_runs"}
+    assert set(dags) - set(flows) == {"backfill", "ray_reaper", "sweep_training", "verify_published", "prune_runs"}
 
 
 def test_every_dag_can_be_run_by_people(dags: dict[str, Any]) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from damage_atlas.errors import StoreError
+from damage_atlas.experiments.sweep import plan_sweep, sweep, tabulate
 from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.spec import RunSpec, Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store, open_run
+from damage_atlas.train import labelled_images
 from infra.local.ray_cluster import LocalRay
 from tests.support.line import WHEN_ASKED
 from tests.support.s3_server import S3Server, take_away
@@ -291,6 +293,29 @@ def test_two_and_three_workers_give_the_gradients_of_one(cluster: LocalRay, imag
         assert len(distances) == 4
         for name, distance in distances.items():
             assert distance < (1e-5 if name.startswith("float32") else 1e-10), (name, distance)
+
+
+def test_a_sweep_by_ray_tune_measures_what_one_process_measures_and_nothing_twice(
+    cluster: LocalRay, images: Path, tmp_path: Path
+) -> None:
+    quick = "train.iterations=6"
+    here, there = (open_in(tmp_path / name, images, quick) for name in ("here", "there"))
+    for run in (here, there):
+        run_stage(run, "catalog")
+    axes = {"temperature": ("0.1", "0.3"), "embedding_size": ("16",)}
+    expected = list(sweep(here, plan_sweep(labelled_images(here), here.spec.settings, axes, range(1))))
+    asked = ("-m", "workers.sweep", there.uri, "--axis", "temperature=0.1,0.3", "--axis", "embedding_size=16")
+    printed = run_python(cluster, *asked)
+    result = json.loads(printed.split("RAY_JOB_RESULT ")[1].splitlines()[0])
+    assert result["trainings"] == 2 and "temperature 0.3, embedding_size 16, seed 0: kNN" in printed
+    table = json.loads(there.store.read(f"experiments/sweep/{there.spec.run_id}/sweep.json"))
+    speed = "images_per_s"
+    assert [{k: v for k, v in row.items() if k != speed} for row in table] == [
+        {k: list(v) if isinstance(v, tuple) else v for k, v in row.items() if k != speed}
+        for row in tabulate(expected, axes)
+    ]
+    assert there.store.exists(f"experiments/sweep/{there.spec.run_id}/sweep.png")
+    assert "2 of 2 trainings" in run_python(cluster, *asked), "known already"
 
 
 @WHEN_ASKED

@@ -12,11 +12,19 @@ from damage_atlas.errors import InputError
 from damage_atlas.images import Limits
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings
-from damage_atlas.store import Store, start_run
+from damage_atlas.store import Run, Store, start_run
 from damage_atlas.train import labelled_images
 from damage_atlas.train.data import LabelledImages, Pixels
 
 _VALIDATION_SHARE = 0.2
+
+
+def catalogued(images: str, work: Path, settings: Settings) -> Run:
+    """A run in ``work`` whose catalog has the images."""
+    store = Store(work / "store")
+    run = start_run(store, kind="train", archive="experiment", images=images, model="none", settings=settings)
+    run_stage(run, "catalog")
+    return run
 
 
 @contextmanager
@@ -26,9 +34,7 @@ def open_images(images: str, work: Path, settings: Settings) -> Iterator[tuple[L
     Raises:
         InputError: nothing to learn from, or nothing held out to score on.
     """
-    store = Store(work / "store")
-    run = start_run(store, kind="train", archive="experiment", images=images, model="none", settings=settings)
-    run_stage(run, "catalog")
+    run = catalogued(images, work, settings)
     found = labelled_images(run)
     if not len(found.rows_of("test")):
         raise InputError(f"{images}: no image is held out, so that nothing can be scored. Raise catalog.test_share.")

@@ -24,6 +24,7 @@ from damage_atlas.errors import InputError
 from damage_atlas.experiments.log import MeasurementLog, Row, interval
 from damage_atlas.metrics import agreement, knn_accuracy
 from damage_atlas.neighbours import exact_neighbours, without_self
+from damage_atlas.network import best_device
 from damage_atlas.spec import PAPER_EPS, ClusterSpec, Settings, TrainSpec, with_overrides
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows
@@ -165,7 +166,7 @@ def recover_subclasses(
 
 def train_vectors(images: LabelledImages, pixels: Pixels, spec: TrainSpec) -> Floats:
     """Vectors of all images by a network that has learnt the labels of the training split: N x D."""
-    network = new_network(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = new_network(spec).to(best_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState(network, make_optimizer(network, spec))
     trainer = Trainer(state, pixels, images.training_rows, images.training_codes, spec, Alone(), images.label_sets)
     trainer.run(spec.iterations, lambda _: None)

@@ -17,14 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
-import torch
-
 from damage_atlas.errors import InputError, ObjectExistsError
 from damage_atlas.experiments.data import with_validation
 from damage_atlas.experiments.log import Row, interval
 from damage_atlas.experiments.subclasses import train_vectors
 from damage_atlas.images import Limits
-from damage_atlas.network import resolve_precision
+from damage_atlas.network import best_device, resolve_precision
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store
 from damage_atlas.train import labelled_images
@@ -107,7 +105,7 @@ def _key(images: LabelledImages, train: TrainSpec) -> str:
         "splits": images.splits,
         # How it is computed: bits, and speeds, but not how often somebody looks.
         "train": train.model_dump(mode="json", exclude={"checkpoint_every", "evaluate_every", "workers"}),
-        "precision": str(resolve_precision(train.precision, torch.device("cpu"))),
+        "precision": str(resolve_precision(train.precision, best_device())),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -115,23 +113,28 @@ def _key(images: LabelledImages, train: TrainSpec) -> str:
 def measure_trial(run: Run, trial: Trial) -> Row:
     """Train and score, unless another has; the row is in the store afterwards.
 
+    A training that ends in an error of ours, as one that diverged, has a row with its message, ``refused``.
+
     Args:
         run: whose catalog has the images.
     """
-    row = read_row(run.store, trial)
-    if row is not None:
-        return row
+    if (known := read_row(run.store, trial)) is not None:
+        return known
     images = labelled_images(run)
     inner = with_validation(images, run.spec.settings.train.seed)
     limits = Limits.of(run.spec.settings.catalog)
+    row: Row = {"key": trial.key}
     with Pixels(inner, run.spec.images, trial.train.input_size, limits) as pixels:
         pixels[inner.training_rows]  # decoded beforehand: what is timed is training
         started = time.monotonic()
-        vectors = train_vectors(inner, pixels, trial.train)
-        seconds = time.monotonic() - started
-    scores = held_out_scores(inner, vectors)
-    rate = trial.train.iterations * trial.train.batch_size / seconds
-    row = {"key": trial.key, **scores, "seconds": seconds, "images_per_s": rate}
+        try:
+            vectors = train_vectors(inner, pixels, trial.train)
+        except InputError as error:
+            row["refused"] = error.message
+        else:
+            seconds = time.monotonic() - started
+            rate = trial.train.iterations * trial.train.batch_size / seconds
+            row |= {**held_out_scores(inner, vectors), "seconds": seconds, "images_per_s": rate}
     with suppress(ObjectExistsError):  # another worker was as fast; its bits are the same
         run.store.create(_place(trial), json.dumps(row).encode())
     return row
@@ -170,7 +173,10 @@ def _named(row: Row, trial: Trial) -> Row:
 
 
 def tabulate(rows: Sequence[Row], axes: Mapping[str, Sequence[str]]) -> list[Row]:
-    """A row for each value of each axis: mean over seeds and half the 95% interval of each of ``SCORES``."""
+    """A row for each value of each axis: mean over seeds and half the 95% interval of each of ``SCORES``.
+
+    A value of which a seed was refused has no scores.
+    """
     table = []
     for axis, values in axes.items():
         for value in values:
@@ -182,3 +188,22 @@ def tabulate(rows: Sequence[Row], axes: Mapping[str, Sequence[str]]) -> list[Row
             }
             table.append({"axis": axis, "value": value, "runs": len(mine), **scores})
     return table
+
+
+def in_words(row: Row) -> str:
+    """A row in one line."""
+    places = ", ".join(f"{axis} {value}" for axis, value in row["places"])
+    if "refused" in row:
+        return f"{places}, seed {row['seed']}: {row['refused']}"
+    return f"{places}, seed {row['seed']}: kNN {row['knn_accuracy']:.3f}, {row['images_per_s']:.0f} images/s"
+
+
+def as_text(row: Row) -> dict[str, str]:
+    """A row of the table: means, with half their interval where there is one."""
+    told = {"axis": row["axis"], "value": row["value"], "runs": str(row["runs"])}
+    for score in SCORES:
+        if score in row:
+            mean, half = row[score]
+            digits = 0 if score == "images_per_s" else 3
+            told[score] = f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+    return told

@@ -22,6 +22,7 @@ import torch
 from damage_atlas.contracts import Artifact
 from damage_atlas.errors import ContractError
 from damage_atlas.images import Limits
+from damage_atlas.network import best_device
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
 from damage_atlas.train.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -44,8 +45,7 @@ def train_model(run: Run, on_iteration: Callable[[TrainingState], None] | None =
     Raises:
         InputError: nothing to learn from.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train_rank(run, Alone(), device, on_iteration)
+    train_rank(run, Alone(), best_device(), on_iteration)
     return sealed_training(run)
 
 
