@@ -503,13 +503,17 @@ def subclasses(
         ),
     ] = None,
     pairings: Annotated[int | None, typer.Option("--pairings", min=1, help="Ways to merge; by default all.")] = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option("--merge", help="A merging of one's own instead: deck_crack,deck_non_crack; once for each group."),
+    ] = None,
     seeds: SeedsOption = 1,
     spec: SpecOption = None,
     set_: SetOption = None,
     groups: GroupsOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Experiment: merge the classes into pairs, train on the pairs, and look how well the classes are found again."""
+    """Experiment: merge classes, train on what is merged, and look how well the classes are found again."""
     from damage_atlas.experiments import data, plots
     from damage_atlas.experiments import subclasses as experiment
 
@@ -522,9 +526,14 @@ def subclasses(
         "fine_ari_eps_3",
         "fine_ari_dbscan_in_embedding",
         "fine_ari_k_means",
+        "within_ami_subtype",
+        "within_ami_group",
     )
     with data.open_images(images, work, settings) as (found, pixels):
-        plan = experiment.Plan(settings, variants, experiment.pairings(found.classes)[:pairings], range(seeds))
+        ways = (
+            [experiment.parse_merges(merge, found.classes)] if merge else experiment.pairings(found.classes)[:pairings]
+        )
+        plan = experiment.Plan(settings, variants, ways, range(seeds))
         rows = experiment.recover_subclasses(found, pixels, plan, work / "subclasses.jsonl", _say_row)
     (work / "subclasses.png").write_bytes(plots.draw_scores(rows, "variant", scores))
     _print_experiment(experiment.summarise(rows, list(variants), scores), as_json)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import DBSCAN, KMeans
+from sklearn.metrics import adjusted_mutual_info_score
 
 from damage_atlas.cluster.density import dbscan_clusters, find_clusters
 from damage_atlas.cluster.radius import find_knee
@@ -32,8 +33,9 @@ from damage_atlas.train.loop import Alone, Trainer, TrainingState, make_optimize
 from damage_atlas.train.start import new_network
 
 Floats = NDArray[np.float32]
-Pairing = tuple[tuple[str, str], ...]
+Pairing = tuple[tuple[str, ...], ...]
 
+_AMI_IMAGES = 3000  # of a class: expected mutual information takes time with the square of what is counted
 _SHUFFLE_SEED = 0  # of the order of the pairings: the first few are then no alphabetical ones
 
 # What is compared by default, each on top of the settings that were given; the first one is what the others are
@@ -89,8 +91,26 @@ def _pairings(classes: tuple[str, ...]) -> Iterator[Pairing]:
             yield ((first, other), *more)
 
 
+def parse_merges(texts: Sequence[str], classes: Sequence[str]) -> Pairing:
+    """A merging of one's own: classes with commas between them, a text for each group; what none names stays alone.
+
+    Raises:
+        InputError: a class that is not there or is named twice, or a merging that leaves one class.
+    """
+    groups = [tuple(name.strip() for name in text.split(",") if name.strip()) for text in texts]
+    named = [name for group in groups for name in group]
+    for name in named:
+        if name not in classes or named.count(name) > 1:
+            why = "named twice" if name in classes else f"no class; {', '.join(classes)} are"
+            raise InputError(f"--merge: {name!r} is {why}.")
+    merged = (*groups, *((name,) for name in classes if name not in named))
+    if len(merged) < 2:
+        raise InputError("--merge leaves one class, and a network needs two to learn from.")
+    return merged
+
+
 def merge(images: LabelledImages, pairing: Pairing) -> LabelledImages:
-    """The same images under the names of the pairs."""
+    """The same images under the names of the pairs, or of whatever was merged."""
     name_of = {fine: " or ".join(pair) for pair in pairing for fine in pair}
     return replace(images, labels=[name_of[label] for label in images.labels])
 
@@ -179,6 +199,9 @@ def subclass_scores(fine: LabelledImages, coarse: LabelledImages, vectors_ND: Fl
 
     kNN is from training to held-out images. The clusters are of all images: on the map as the cluster stage finds them,
     at the paper's eps of 3, by DBSCAN in the embedding itself, and by k-means there, which is told how many there are.
+    ``within_ami_subtype`` is the adjusted mutual information of the map's clusters with the fine classes inside each
+    coarse one, ``within_ami_group`` that with the groups of the split (photos): where it is the higher one, what was
+    found is background. The latter is left out where each image is a group of its own.
     """
     train, test = fine.training_rows, fine.rows_of("test")
 
@@ -193,7 +216,11 @@ def subclass_scores(fine: LabelledImages, coarse: LabelledImages, vectors_ND: Fl
     in_embedding = DBSCAN(eps=find_knee(vectors_ND, spec.min_neighbours), min_samples=spec.min_neighbours)
     by_k_means = KMeans(len(set(fine.labels)), n_init=10, random_state=spec.seed).fit_predict(vectors_ND)
     on_map = agreement(fine.labels, found.labels_N.tolist())
+    within = {"within_ami_subtype": _within(coarse.labels, fine.labels, found.labels_N)}
+    if len(set(fine.groups)) < len(fine.groups):
+        within["within_ami_group"] = _within(coarse.labels, fine.groups, found.labels_N)
     return {
+        **within,
         "coarse_knn": knn(coarse),
         "fine_knn": knn(fine),
         "fine_ari": on_map["ari"],
@@ -207,10 +234,22 @@ def subclass_scores(fine: LabelledImages, coarse: LabelledImages, vectors_ND: Fl
     }
 
 
+def _within(coarse_N: Sequence[str], told_N: Sequence[str], clusters_N: NDArray[np.int64]) -> float:
+    """Mean over coarse classes, each by its images, of the information that clusters share with what is told."""
+    coarse, told = np.array(coarse_N), np.array(told_N)
+    total = 0.0
+    for name in np.unique(coarse):
+        rows = np.flatnonzero(coarse == name)
+        drawn = np.random.default_rng(0).permutation(rows)[:_AMI_IMAGES]
+        total += len(rows) * float(adjusted_mutual_info_score(told[drawn], clusters_N[drawn]))
+    return total / len(coarse)
+
+
 def summarise(rows: Sequence[Row], names: Sequence[str], scores: Sequence[str], by: str = "variant") -> list[Row]:
     """A row for each of ``names``: each score's mean and half the 95% interval, and those of its gain.
 
-    The gain is over the first name, in pairs of equal pairing and seed.
+    The gain is over the first name, in pairs of equal pairing and seed. Seeds of one pairing are no independent trials:
+    where there are several pairings, the intervals are over these, each with the mean of its seeds.
     """
 
     def place(row: Row) -> str:
@@ -221,9 +260,20 @@ def summarise(rows: Sequence[Row], names: Sequence[str], scores: Sequence[str], 
         mine = [row for row in rows if row[by] == name]
         summary: Row = {by: name, "runs": len(mine)}
         for score in scores:
-            gains = [row[score] - first[place(row)][score] for row in mine if place(row) in first]
-            summary[score] = interval([row[score] for row in mine])
-            if name != names[0]:
-                summary[f"{score}_gain"] = interval(gains)
+            there = [row for row in mine if score in row]
+            if not there:
+                continue
+            summary[score] = interval(_by_pairing(there, [row[score] for row in there]))
+            paired = [row for row in there if score in first.get(place(row), {})]
+            if name != names[0] and paired:
+                gains = [row[score] - first[place(row)][score] for row in paired]
+                summary[f"{score}_gain"] = interval(_by_pairing(paired, gains))
         table.append(summary)
     return table
+
+
+def _by_pairing(rows: Sequence[Row], values: Sequence[float]) -> list[float]:
+    of_pairing: dict[str, list[float]] = {}
+    for row, value in zip(rows, values, strict=True):
+        of_pairing.setdefault(str(row.get("pairing")), []).append(value)
+    return [float(np.mean(each)) for each in of_pairing.values()] if len(of_pairing) > 1 else list(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from damage_atlas.experiments.subclasses import (
     Plan,
     merge,
     pairings,
+    parse_merges,
     parse_variant,
     recover_subclasses,
     subclass_scores,
@@ -126,6 +128,42 @@ def test_variants_are_known_or_written_out() -> None:
     assert parse_variant("mine: train.n=3 train.m=2") == ("mine", ("train.n=3", "train.m=2"))
     with pytest.raises(InputError, match="'nothing' is not known"):
         parse_variant("nothing")
+
+
+def test_a_merging_of_one_s_own() -> None:
+    assert parse_merges(["a, b"], CLASSES) == (("a", "b"), ("c",), ("d",))
+    assert merge(images(2), parse_merges(["a,b", "c,d"], CLASSES)).classes == ["a or b", "c or d"]
+    for texts, why in (
+        (["a,x"], "'x' is no class"),
+        (["a,b", "b,c"], "'b' is named twice"),
+        (["a,b,c,d"], "one class"),
+    ):
+        with pytest.raises(InputError, match=why):
+            parse_merges(texts, CLASSES)
+
+
+def test_clusters_that_follow_the_photo_are_told_from_those_that_follow_the_damage() -> None:
+    fine = replace(images(), groups=[f"photo {i % 6}" for i in range(240)])
+    coarse = merge(fine, PAIRS)
+    by_damage = around(np.eye(10)[[CLASSES.index(label) for label in fine.labels]])
+    by_photo = around(np.eye(10)[[i % 6 for i in range(240)]])
+    scores = subclass_scores(fine, coarse, by_damage, ClusterSpec())
+    assert scores["within_ami_subtype"] > 0.7 and abs(scores["within_ami_group"]) < 0.1
+    scores = subclass_scores(fine, coarse, by_photo, ClusterSpec())
+    assert scores["within_ami_group"] > 0.7 and abs(scores["within_ami_subtype"]) < 0.1
+    assert "within_ami_group" not in subclass_scores(images(), coarse, by_damage, ClusterSpec()), "no photos are known"
+
+
+def test_seeds_of_one_pairing_are_no_independent_trials() -> None:
+    rows = [
+        {"variant": "plain", "pairing": [[way, "x"]], "seed": seed, "score": base + seed / 100}
+        for way, base in (("a", 0.2), ("b", 0.8))
+        for seed in range(50)
+    ]
+    (both,) = summarise(rows, ["plain"], ["score"])
+    assert both["runs"] == 100 and both["score"][1] == pytest.approx(interval([0.445, 1.045])[1])
+    (one,) = summarise(rows[:50], ["plain"], ["score", "not there"])
+    assert one["score"] == interval([0.2 + seed / 100 for seed in range(50)]) and "not there" not in one
 
 
 def test_gains_are_paired() -> None:
