@@ -535,8 +535,9 @@ def subclasses(
         )
         plan = experiment.Plan(settings, variants, ways, range(seeds))
         rows = experiment.recover_subclasses(found, pixels, plan, work / "subclasses.jsonl", _say_row)
-    (work / "subclasses.png").write_bytes(plots.draw_scores(rows, "variant", scores))
-    _print_experiment(experiment.summarise(rows, list(variants), scores), as_json)
+    known = [score for score in scores if any(score in row for row in rows)]
+    (work / "subclasses.png").write_bytes(plots.draw_scores(rows, "variant", known))
+    _print_experiment(experiment.summarise(rows, list(variants), known), as_json)
 
 
 @app.command()
