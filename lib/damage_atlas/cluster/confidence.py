@@ -86,9 +86,13 @@ def measure_confidence(
         for number in range(spec.resamples)
     ]
 
+    # A cluster of a dozen images keeps nine or ten of them: with as many neighbours asked for as before it could not
+    # come back whatever it is, and a new kind of damage begins so.
+    thinned = spec.model_copy(update={"min_neighbours": max(round(_DRAWN_SHARE * spec.min_neighbours), 2)})
+
     def again(resample: _Resample) -> tuple[NDArray[np.float64], float]:
         seed, factor = spec.seed + resample.number + 1, _EPS_FACTORS[resample.number % len(_EPS_FACTORS)]
-        found = cluster_afresh(vectors_ND[resample.rows_S], spec, seed, factor)[1].labels_N
+        found = cluster_afresh(vectors_ND[resample.rows_S], thinned, seed, factor)[1].labels_N
         before = labels_N[resample.rows_S]
         return _jaccard(before, found, clusters), float(adjusted_rand_score(before, found))
 

@@ -186,3 +186,12 @@ def test_density_validity_tells_groups_from_cuts_and_bears_what_is_odd() -> None
     together = density_validity(np.repeat(positions[::1500], 20, axis=0), np.repeat(np.arange(3), 20))
     assert together is None or together > 0.9
     assert density_validity(np.zeros((0, 2), np.float32), np.zeros(0, int)) is None
+
+
+def test_a_cluster_of_a_dozen_can_come_back() -> None:
+    """A resample keeps nine of its eleven images, and DBSCAN wants ten of the whole."""
+    vectors, group = grouped(500)
+    few = unit(np.eye(16)[[9]] + np.random.default_rng(3).normal(0, 0.05, (11, 16)))
+    spec = SPEC.model_copy(update={"resamples": 6, "map_iterations": 500})
+    found = measured(np.concatenate([vectors, few]), np.append(group, np.full(11, 5)), spec)
+    assert found.reappears_C[5] >= confidence.REAPPEARS_AS_ITSELF
