@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,13 @@ from damage_atlas.errors import StoreError
 from damage_atlas.images import SOURCE_COLUMNS, ImageError, Limits, PhotoReader, Pixels, Source, decode, preprocess
 from damage_atlas.neighbours import Floats, Ints, exact_neighbours
 from damage_atlas.store import Run
+from damage_atlas.store.forgotten import read_forgotten
 from damage_atlas.store.runs import read_output
 from damage_atlas.store.versions import run_model
 
 logger = logging.getLogger(__name__)
 
+_DORMANT = 500  # clusters
 PER_CLUSTER = 32  # a share of 0.5 is then known to within 0.18, nineteen times out of twenty
 _FEWEST = 5  # exemplars of a cluster that must be found again for it to be told
 _NEIGHBOURS = 10
@@ -53,6 +55,34 @@ def exemplar_table(model: str, ids: Sequence[str], vectors_ND: Floats, cluster_i
     return pa.Table.from_pylist(rows, EXEMPLARS)
 
 
+def still_dormant(previous: Run | None, alive: Collection[int], merged: Collection[int], model: str) -> pa.Table:
+    """Exemplars of the previous version whose clusters this one lacks: their kinds may come again.
+
+    Those that another cluster took in are no kinds of their own any more. Vectors of another model are left out: what
+    is not in the archive cannot be embedded again. So is what was asked to be forgotten, and beyond some hundreds of
+    clusters the oldest.
+
+    Args:
+        alive: clusters of this version.
+        merged: clusters that went into others.
+        model: ``NAME@VERSION``.
+    """
+    if previous is None or "exemplars.parquet" not in previous.artifact("cluster").outputs:
+        return pa.Table.from_pylist([], EXEMPLARS)
+    gone = set(alive) | set(merged)
+    forgotten = read_forgotten(previous.store, previous.spec.archive)
+    rows = [
+        row
+        for row in previous.read_table("cluster", "exemplars.parquet").to_pylist()
+        if row["cluster_id"] not in gone
+        and row["model"] == model
+        and row["image_id"] not in forgotten.image_ids
+        and row["image_id"].partition("-")[0] not in forgotten.sha256
+    ]
+    kept = sorted({row["cluster_id"] for row in rows})[-_DORMANT:]
+    return pa.Table.from_pylist([row for row in rows if row["cluster_id"] in kept], EXEMPLARS)
+
+
 def place_exemplars(vectors_ED: Floats, vectors_ND: Floats, labels_N: Ints) -> Ints:
     """Label of the cluster that each exemplar falls into: of most of its nearest images, if they are near enough.
 
@@ -75,7 +105,7 @@ def place_exemplars(vectors_ED: Floats, vectors_ND: Floats, labels_N: Ints) -> I
 def find_again(
     run: Run, previous: Run, wanted: Sequence[int], ids: Sequence[str], vectors_ND: Floats, labels_N: Ints
 ) -> dict[int, dict[int, int]]:
-    """For each cluster of ``previous`` in ``wanted`` that can be told: label (or ``NOISE``, ``NOWHERE``) -> exemplars.
+    """For each cluster in ``wanted`` that can be told: label (or ``NOISE``, ``NOWHERE``) -> exemplars.
 
     After a promotion the exemplars' pictures are embedded by the new model. A cluster is left out where fewer than
     five of its exemplars can be: the pictures are gone, or the version is older than exemplars.

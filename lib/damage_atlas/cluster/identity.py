@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from damage_atlas.cluster.exemplars import exemplar_table, find_again
+from damage_atlas.cluster.exemplars import exemplar_table, find_again, still_dormant
 from damage_atlas.cluster.passports import Matching, match_clusters, trace_flows, untold_clusters
 from damage_atlas.cluster.tables import lineage_table
 from damage_atlas.contracts import CLUSTER_LEDGER, FLOWS, Remarks
@@ -33,8 +33,11 @@ def identify_clusters(
         return match_clusters(labels, None, next_id=1)
     old = _clusters_of(previous)
     exemplars = find_again(run, previous, untold_clusters(labels, old), ids, vectors_ND, labels_N)
+    alive = {cluster for cluster in old.values() if cluster is not None}
+    asleep = still_dormant(previous, alive, (), _model_of(run))["cluster_id"].unique().to_pylist()
+    dormant = find_again(run, previous, asleep, ids, vectors_ND, labels_N)
     next_id = read_version(run.store, run.spec.archive, run.spec.previous_version).next_cluster_id
-    return match_clusters(labels, old, next_id, exemplars)
+    return match_clusters(labels, old, next_id, exemplars, dormant)
 
 
 def write_identity(
@@ -61,9 +64,16 @@ def write_identity(
     # A copy that is sealed: the report then says the same however often it is made.
     remarks = Remarks(remarks=read_remarks(run.store, run.spec.archive))
     stage.write("remarks.json", remarks.model_dump_json(indent=1).encode())
+    model, cluster_ids = _model_of(run), [matching.ids.get(label) for label in labels_N.tolist()]
+    merged = {event.from_id for event in matching.events if event.event == "merged" and event.from_id is not None}
+    dormant = still_dormant(previous, set(matching.ids.values()), merged, model)
+    own = exemplar_table(model, ids, vectors_ND, cluster_ids)
+    stage.write_table("exemplars.parquet", pa.concat_tables([own, dormant]))
+
+
+def _model_of(run: Run) -> str:
     card = run_model(run)
-    cluster_ids = [matching.ids.get(label) for label in labels_N.tolist()]
-    stage.write_table("exemplars.parquet", exemplar_table(f"{card.model}@{card.version}", ids, vectors_ND, cluster_ids))
+    return f"{card.model}@{card.version}"
 
 
 def _ledger_table(run: Run, previous: Run | None, lineage: pa.Table, clusters: pa.Table) -> pa.Table:

@@ -4,6 +4,9 @@ Two versions' clusters are matched on the images that both hold. Where too few a
 the old cluster's images, looked up among the new vectors (exemplars.py). Where neither can tell, the answer is
 ``unknown``, never ``born``.
 
+A cluster that died, or of which nobody could tell, keeps its exemplars for a while: where its kind comes again, it has
+its id, its name and its notes back (``returned``).
+
 Events after MONIC (Spiliopoulou et al. 2006): kept, grown, shrunk, split, merged, died, born.
 """
 
@@ -99,6 +102,7 @@ def match_clusters(
     old: Mapping[str, int | None] | None,
     next_id: int,
     exemplars: Mapping[int, Mapping[int, int]] | None = None,
+    dormant: Mapping[int, Mapping[int, int]] | None = None,
 ) -> Matching:
     """Give this run's clusters the ids of the previous version's where they are the same.
 
@@ -110,6 +114,7 @@ def match_clusters(
         next_id: the first id never given.
         exemplars: for each of ``untold_clusters`` whose exemplars could be looked up: label, ``NOISE`` or ``NOWHERE``
             -> how many fell there.
+        dormant: the same for clusters that are not in the previous version any more.
     """
     old, exemplars = old or {}, exemplars or {}
     now: dict[int, list[str]] = defaultdict(list)
@@ -158,12 +163,19 @@ def match_clusters(
             event = "grown" if ratio >= _GROWN else "shrunk" if ratio <= _SHRUNK else "kept"
             events.append(_event(cluster, cluster, event, links[cluster, label]))
         else:
-            ids[label], next_id = next_id, next_id + 1
             sources = {c: link for (c, other), link in links.items() if other == label}
             origin = max(sources, key=lambda c: (sources[c].weight, -old_order[c]), default=None)
             was_clustered = sum(old[image_id] is not None for image_id in known[label])
             sizes = len(now[label]), len(known[label]), was_clustered
-            events.append(_origin(ids[label], origin, sources, placed, sizes, untold))
+            found = _origin(next_id, origin, sources, placed, sizes, untold)
+            back = _returned(label, dormant or {}, taken) if found.event in ("born", "unknown") else None
+            if back is None:
+                ids[label], next_id = next_id, next_id + 1
+            else:
+                cluster, share = back
+                ids[label], found = cluster, Event(cluster, cluster, "returned", share=share, evidence="exemplars")
+                taken.add(cluster)
+            events.append(found)
         statuses[ids[label]] = events[-1].event
     for cluster in sorted(before, key=old_order.__getitem__):
         if cluster in taken:
@@ -228,6 +240,17 @@ def _exemplar_links(
         )
         for (cluster, label), weight in weights.items()
     }
+
+
+def _returned(label: int, dormant: Mapping[int, Mapping[int, int]], taken: set[int]) -> tuple[int, float] | None:
+    """The dormant cluster of whose exemplars most fall into this one, and their share; the oldest one of equals."""
+    shares = {
+        cluster: fallen[label] / sum(fallen.values())
+        for cluster, fallen in dormant.items()
+        if cluster not in taken and fallen.get(label)
+    }
+    cluster = max(shares, key=lambda c: (shares[c], -c), default=None)
+    return None if cluster is None or shares[cluster] < _MATCH_SHARE else (cluster, shares[cluster])
 
 
 def _origin(

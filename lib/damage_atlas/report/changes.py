@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 # What a reader wants to see first; kept clusters are no news.
-NEWS: Final = ("born", "unknown", "split", "merged", "grown", "shrunk", "died")
-PICTURED: Final = ("born", "unknown", "split", "merged", "grown")
+NEWS: Final = ("born", "returned", "unknown", "split", "merged", "grown", "shrunk", "died")
+PICTURED: Final = ("born", "returned", "unknown", "split", "merged", "grown")
 WORD: Final = {
     "born": "new",
+    "returned": "back again",
     "unknown": "not known",
     "split": "split",
     "merged": "merged",
@@ -111,6 +112,12 @@ def _sentence(
             if row["new_share"] is not None:
                 text += f" {row['new_share']:.0%} of them were not in the archive before."
             return text
+        case "returned":
+            share = max((e["share"] for e in sources), default=0.0)
+            return (
+                f"It was not there in version {version_before}, but earlier: {share:.0%} of the exemplars that were "
+                "kept of it lie here. It has its id, name and notes back."
+            )
         case "unknown" if any(e["to_cluster_id"] == cluster and e["evidence"] == "images" for e in lineage):
             return f"Half or more of its images lay in clusters of version {version_before}; it is none of them."
         case "unknown":

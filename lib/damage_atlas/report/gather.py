@@ -391,6 +391,7 @@ def _finding(
     sizes = {c.cluster_id: c.size for c in clusters}
     for status, one, many in (
         ("born", "is new", "are new"),
+        ("returned", "is back again", "are back again"),
         ("split", "has split off", "have split off"),
         ("merged", "is a merger", "are mergers"),
         ("grown", "has grown", "have grown"),

@@ -262,3 +262,18 @@ def test_renumbering_the_old_clusters_renumbers_the_answer(labels: dict[str, int
     plain, renumbered = match_clusters(labels, old, 6), match_clusters(labels, moved, 200)
     as_moved = {label: i + 100 if i < 6 else i + 194 for label, i in plain.ids.items()}
     assert renumbered.ids == as_moved
+
+
+def test_a_kind_that_comes_again_has_its_id_back() -> None:
+    old = images(1, 0, 20)
+    now = images(0, 0, 20) | images(1, 100, 12) | images(2, 200, 12)
+    dormant = {3: {1: 20, NOISE: 12}, 5: {1: 17, 0: 15}, 7: {2: 10, NOWHERE: 22}}
+    matching = match_clusters(now, old, 9, dormant=dormant)
+    assert matching.ids == {0: 1, 1: 3, 2: 9} and matching.next_id == 10
+    assert (3, 3, "returned") in events(matching) and matching.statuses[3] == "returned"
+    assert (None, 9, "born") in events(matching), "a third of the exemplars is no return"
+    # One cluster comes back once, and what is an old one, or a part of it, is not asked.
+    twice = match_clusters(now, old, 9, dormant={3: {1: 20, 2: 12}, 4: {0: 32}})
+    assert twice.ids == {0: 1, 1: 3, 2: 9}
+    split = match_clusters(images(0, 0, 12) | images(1, 12, 8), images(1, 0, 20), 9, dormant={3: {1: 32}})
+    assert (1, 9, "split") in events(split)

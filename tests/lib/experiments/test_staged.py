@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from damage_atlas.contracts import REFERENCE, ModelCard
+from damage_atlas.contracts import REFERENCE, ModelCard, Tombstone
 from damage_atlas.experiments.alerts import summary
 from damage_atlas.experiments.deliveries import _movement, kept, lineage, places
 from damage_atlas.experiments.staged import StagedArchive
 from damage_atlas.spec import ClusterSpec, Settings
-from damage_atlas.store import Store
+from damage_atlas.store import Run, Store
+from damage_atlas.store.forgotten import bury
 from damage_atlas.store.runs import table_bytes, write_output
 
 
@@ -54,6 +56,35 @@ def test_versions_follow_each_other_and_keep_their_ids(tmp_path: Path) -> None:
     assert "kept" in lineage(second) and 0 <= _movement(first, second) < 0.5
     again = staged.cluster("two", ids, vectors, settings)
     assert again.artifact("cluster") == second.artifact("cluster"), "what is there is taken"
+
+
+def test_a_kind_that_comes_again_after_versions_without_it_has_its_id_back(tmp_path: Path) -> None:
+    """A rolling window: moss every other season, no image twice. What was forgotten does not bring it back."""
+    staged, settings = archive(tmp_path), Settings(cluster=ClusterSpec(map_iterations=300, threads=1))
+    draw = np.random.default_rng(0)
+
+    def delivery(name: str, *kinds: int) -> Run:
+        of = np.repeat(kinds, 60)
+        vectors = unit(np.eye(16)[of] + draw.normal(0, 0.05, (len(of), 16)))
+        run = staged.cluster(name, [f"{name}{k:03d}" for k in range(len(of))], vectors, settings)
+        staged.publish(run)
+        return run
+
+    def of_kind(run: Run, position: int) -> int | None:
+        own = [c for i, c in places(run).items() if position * 60 <= int(i[1:]) < (position + 1) * 60]
+        return Counter(own).most_common(1)[0][0]
+
+    moss = of_kind(delivery("a", 0, 1, 2), 2)
+    assert moss is not None and of_kind(delivery("b", 0, 1), 1) != moss
+    delivery("c", 0, 1)
+    back = delivery("d", 0, 1, 2)
+    assert of_kind(back, 2) == moss
+    events = back.read_table("cluster", "lineage.parquet").to_pylist()
+    assert [(e["from_cluster_id"], e["evidence"]) for e in events if e["event"] == "returned"] == [(moss, "exemplars")]
+    delivery("e", 0, 1)
+    images = [f"a{k:03d}" for k in range(180)] + [f"d{k:03d}" for k in range(180)]
+    bury(staged.store, "made", Tombstone(asked_for="moss", sha256=[], image_ids=images, files=[]))
+    assert of_kind(delivery("f", 0, 1, 2), 2) not in (moss, None)
 
 
 def test_kept_counts_pairs() -> None:
