@@ -73,4 +73,4 @@ with DAG(
         pool=GPU_POOL,
         doc_md="Trains once for each value of each axis and seed, as trials of Ray Tune.",
     )
-    stage_task("catalog", run) >> sweep
+    run >> stage_task("catalog", run) >> sweep
