@@ -67,7 +67,9 @@ PROMOTED = AssetAlias("promoted models")
 
 
 def announce_model(context: Any, result: Any) -> None:
-    """What the task ``train`` does last: the archives of the model are re-clustered with it."""
+    """What the task ``train`` does last: the archives of the model are re-clustered with it, if it was promoted."""
+    if isinstance(result, dict) and result.get("promoted") is False:
+        return
     with told_to_airflow():
         archive = archive_named(context["params"]["archive"])
     context["outlet_events"][PROMOTED].add(model_asset(archive.model))

@@ -1,7 +1,7 @@
 """Labelled images become a model version.
 
-Trains the model of an archive on its labelled images and promotes the new version; the archives that use the model
-are re-clustered with it, if their DAGs are switched on.
+Trains the model of an archive on its labelled images and promotes the new version, unless it scores worse than the one
+that is current; the archives that use the model are re-clustered with it, if their DAGs are switched on.
 Give the archive. The number of iterations may be changed for one run; everything else stands in the archive's file.
 """
 

@@ -37,7 +37,9 @@ def run_job(stage: str, work: Callable[[Run], Artifact]) -> None:
         else:
             logging.getLogger("workers").info("%s: complete already, nothing to do", stage)
     result = {"stage": stage, "run_uri": run.uri, "seconds": artifact.seconds, "counts": artifact.counts}
-    told = {name: artifact.facts[name] for name in ("ledger", "version", "report") if name in artifact.facts}
+    told = {
+        name: artifact.facts[name] for name in ("ledger", "version", "report", "promoted") if name in artifact.facts
+    }
     if "ledger" in told:
         logging.getLogger("workers").info("%s: %s", stage, _in_words(told["ledger"]))
     say_result(result | told)

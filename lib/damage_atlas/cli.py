@@ -467,6 +467,23 @@ def rollback(
 
 
 @app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME@VERSION: a version that was trained.")],
+    store: StoreOption,
+    because: Annotated[str, typer.Option("--because", help="What is written down.")] = "by hand",
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a version of a model the current one: runs that begin from now on use it."""
+    from damage_atlas.store import promote_model, resolve_model
+
+    if "@" not in model:
+        raise InputError(f"{model!r} names no version; wanted is NAME@VERSION.")
+    card = resolve_model(Store(store), model)
+    done = promote_model(Store(store), card.model, card.version, because)
+    _print(done.model_dump(mode="json"), as_json, f"{card.model}@{card.version} is the current version of {card.model}")
+
+
+@app.command()
 def verify(
     store: StoreOption,
     archive: ArchiveOption,

@@ -22,7 +22,7 @@ from damage_atlas.cli import _table, main
 from damage_atlas.contracts import Ledger, VersionRecord
 from damage_atlas.query import published as query_published
 from damage_atlas.query import published_run
-from damage_atlas.store import Store, publish_version
+from damage_atlas.store import Store, publish_version, resolve_model
 from tests.lib.report.synthetic_run import Scene, make_run
 from tests.support.small_archive import make_labelled
 
@@ -323,6 +323,22 @@ def test_tables_are_never_cut(console: Console, monkeypatch: pytest.MonkeyPatch,
         assert said.count("\n") == 3
     for text in (*row, str(row["run_id"]), str(row["uri"])):
         assert text in said
+
+
+def test_an_older_model_is_made_current_again(atlas, published: Path, images: Path) -> None:  # type: ignore[no-untyped-def]
+    small = ["--set", "train.input_size=32", "--set", "train.batch_size=6", "--set", "train.iterations=3"]
+    code, _, err = atlas("run", "--images", images, "--store", published, "--archive", "a", *small)
+    assert code == 0, err
+    older, newer = sorted(folder.name for folder in (published / "models/a").iterdir() if folder.name != "promotions")
+    assert resolve_model(Store(published), "a").version == newer
+    code, out, _ = atlas(
+        "promote", f"a@{older}", "--store", published, "--because", "the other one sees moss", "--json"
+    )
+    assert code == 0 and json.loads(out)["reason"] == "the other one sees moss"
+    assert resolve_model(Store(published), "a").version == older
+    for wrong, why in (("a", "names no version"), ("a@nothing", "a@nothing is not in"), ("b@c", "b@c is not in")):
+        code, _, err = atlas("promote", wrong, "--store", published)
+        assert code == 2 and why in err
 
 
 def test_a_data_set_becomes_a_manifest(atlas, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -76,7 +76,12 @@ def compare_baselines(
                     inner = with_validation(images, spec.seed)
                     return {"validation_knn": _knn(inner, vectors_of(method, inner, pixels, asked))}
 
-                decides = {**data, "method": method, "train": asked.model_dump(mode="json"), "tuning": True}
+                decides = {
+                    **data,
+                    "method": method,
+                    "train": asked.model_dump(mode="json", exclude={"promote"}),
+                    "tuning": True,
+                }
                 names = {"method": method, "tuning": True, "learning_rate": tried, "seed": seeds[0]}
                 found.append(log.measured(decides, names, validate))
             rate = max(found, key=lambda row: row["validation_knn"])["learning_rate"]
@@ -86,7 +91,12 @@ def compare_baselines(
             def measure(method: str = method, asked: TrainSpec = asked) -> Row:
                 return held_out_scores(images, vectors_of(method, images, pixels, asked))
 
-            decides = {**data, "method": method, "train": asked.model_dump(mode="json"), "tuning": False}
+            decides = {
+                **data,
+                "method": method,
+                "train": asked.model_dump(mode="json", exclude={"promote"}),
+                "tuning": False,
+            }
             names = {"method": method, "tuning": False, "learning_rate": rate, "seed": seed}
             rows.append(log.measured(decides, names, measure))
             on_row(rows[-1])

@@ -26,7 +26,7 @@ def promote(out: Path, seed: int = 1) -> list[str]:
     store, images = Store(out / "store"), out / "images"
     spec = DEMO_ARCHIVE
     before = published_run(store, spec.archive)
-    training = with_overrides(spec.training_settings, [f"train.seed={seed}"])
+    training = with_overrides(spec.training_settings, [f"train.seed={seed}", "train.promote=always"])
     run = _run(store, "train", images / "labelled", training, f"demo-training-{seed}")
     lines = []
     for what, overrides in (("promotion", []), ("refit", ["cluster.refit=true"])):

@@ -169,7 +169,7 @@ def recover_subclasses(
                     "labels": images.labels,
                     "splits": images.splits,
                     "pairing": pairing,
-                    "train": settings.train.model_dump(mode="json"),
+                    "train": settings.train.model_dump(mode="json", exclude={"promote"}),
                     "cluster": settings.cluster.model_dump(mode="json"),
                 }
                 names = {"variant": variant, "pairing": [list(pair) for pair in pairing], "seed": seed}

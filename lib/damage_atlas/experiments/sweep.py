@@ -104,7 +104,7 @@ def _key(images: LabelledImages, train: TrainSpec) -> str:
         "labels": images.labels,
         "splits": images.splits,
         # How it is computed: bits, and speeds, but not how often somebody looks.
-        "train": train.model_dump(mode="json", exclude={"checkpoint_every", "evaluate_every", "workers"}),
+        "train": train.model_dump(mode="json", exclude={"checkpoint_every", "evaluate_every", "workers", "promote"}),
         "precision": str(resolve_precision(train.precision, best_device())),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from safetensors.torch import save
 
 from damage_atlas.contracts import HISTORY, REFERENCE, Artifact, ModelCard, Output
-from damage_atlas.errors import ObjectExistsError
-from damage_atlas.store import Run, Stage, load_model_card, promote_model
+from damage_atlas.errors import InputError, ObjectExistsError
+from damage_atlas.store import Run, Stage, load_model_card, promote_model, resolve_model
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import code_version, table_bytes, write_output
 from damage_atlas.train.data import LabelledImages
@@ -19,11 +20,15 @@ from damage_atlas.train.evaluate import Floats, held_out_scores
 from damage_atlas.train.loop import TrainingState
 from damage_atlas.train.start import network_arguments
 
+logger = logging.getLogger(__name__)
+
+_WORSE = 0.05  # of held-out kNN accuracy: what the draw of a few hundred images explains, and a seed
+
 
 def register_model(
     run: Run, stage: Stage, images: LabelledImages, vectors_ND: Floats, state: TrainingState, dtype: torch.dtype
 ) -> Artifact:
-    """Write the model version's objects, promote it, and seal the train stage."""
+    """Write the model version's objects, promote it unless it is worse, and seal the train stage."""
     spec, store = run.spec.settings.train, run.store
     scores = held_out_scores(images, vectors_ND)
     if scores:
@@ -74,7 +79,11 @@ def register_model(
     stage.adopt("model.json", Output(key=card_key, sha256=sha256(data), size_bytes=len(data)))
     stage.adopt("model.safetensors", card.weights)
     stage.adopt("reference.parquet", card.reference)
-    promote_model(store, run.spec.model, run.spec.run_id, "trained")
+    kept_back = _kept_back(run, card)
+    if kept_back:
+        logger.warning("train: %s is not promoted: %s", run.spec.run_id, kept_back)
+    else:
+        promote_model(store, run.spec.model, run.spec.run_id, "trained")
     n = len(images)
     return stage.seal(
         inputs=("catalog",),
@@ -91,5 +100,28 @@ def register_model(
             else 0.0,  # fmt: skip
             "final_loss": float(np.mean([row["loss"] for row in state.history[-20:]])),
             "scores": scores,
+            "promoted": not kept_back,
+            "kept_back": kept_back or None,
         },
+    )
+
+
+def _kept_back(run: Run, card: ModelCard) -> str:
+    """Why the version must not become the current one, on which archives are re-clustered unasked; empty if it may."""
+    wanted = run.spec.settings.train.promote
+    if wanted == "always" or run.spec.kind == "run":  # such a run goes on with its own model
+        return ""
+    if wanted == "never":
+        return "train.promote is never"
+    try:
+        before = resolve_model(run.store, run.spec.model.partition("@")[0])
+    except InputError:
+        return ""
+    mine, theirs = (scores.get("knn_accuracy") for scores in (card.scores, before.scores))
+    comparable = set(card.classes) == set(before.classes) and mine is not None and theirs is not None
+    if before.version == card.version or not comparable or mine >= theirs - _WORSE:  # type: ignore[operator]
+        return ""
+    return (
+        f"its kNN accuracy on what is held out is {mine:.3f}, that of {before.version}, which stays, {theirs:.3f}. "
+        f"Look at its settings, or promote it by hand: damage-atlas promote {card.model}@{card.version}"
     )

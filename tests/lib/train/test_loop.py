@@ -20,7 +20,7 @@ from damage_atlas.images import Limits
 from damage_atlas.network import DamageNet, load_network
 from damage_atlas.pipeline import run_stage
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
-from damage_atlas.store import Run, Store, load_model_card, start_run
+from damage_atlas.store import Run, Store, load_model_card, resolve_model, start_run
 from damage_atlas.train import labelled_images, loop, train_model, train_rank
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
@@ -233,6 +233,28 @@ def test_hard_classes_are_the_same_after_a_stop(tmp_path: Path, images: Path, mo
         train_model(stopped, stop)
     train_model(stopped)
     assert weights(stopped) == weights(undisturbed)
+
+
+def test_a_worse_model_does_not_replace_the_one_in_use(
+    tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = ("train.iterations=60", "train.learning_rate=0.002")
+    thrown_about = ("train.iterations=1", "train.learning_rate=1000")
+    first = training_run(tmp_path, images, *good)
+    assert train_model(first).facts["promoted"] is True
+    worse = training_run(tmp_path, images, *thrown_about, "train.seed=1")
+    facts = train_model(worse).facts
+    assert facts["scores"]["knn_accuracy"] < first.artifact("train").facts["scores"]["knn_accuracy"] - 0.05
+    assert facts["promoted"] is False and f"promote m@{worse.spec.run_id}" in facts["kept_back"]
+    assert facts["kept_back"] in caplog.text
+    assert resolve_model(first.store, "m").version == first.spec.run_id
+    never = training_run(tmp_path, images, *good, "train.seed=2", "train.promote=never")
+    assert train_model(never).facts["kept_back"] == "train.promote is never"
+    as_good = training_run(tmp_path, images, *good, "train.seed=3")
+    assert train_model(as_good).facts["promoted"] is True
+    asked = training_run(tmp_path, images, *thrown_about, "train.seed=4", "train.promote=always")
+    assert train_model(asked).facts["promoted"] is True
+    assert resolve_model(first.store, "m").version == asked.spec.run_id
 
 
 def test_every_rank_goes_on_from_the_checkpoint_that_the_first_one_chose(tmp_path: Path, images: Path) -> None:
