@@ -93,8 +93,12 @@ class ComposeStack:
 
     @property
     def services(self) -> list[str]:
-        """Services that stay up."""
-        return sorted(set(self.compose("config", "--services").split()) - ONCE)
+        """Services that stay up; by their containers, since docker-compose 1.29 also names what no profile asks for."""
+        ours = f"label=com.docker.compose.project={PROJECT}"
+        word = '{{.Label "com.docker.compose.service"}}'
+        return sorted(
+            set(_output(["docker", "ps", "-a", "--filter", ours, "--format", word], self.folder).split()) - ONCE
+        )
 
     def container(self, service: str) -> str:
         """Id of a service's container, running or not."""
