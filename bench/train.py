@@ -30,6 +30,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from damage_atlas.demo import make_demo
+from damage_atlas.experiments.log import MeasurementLog
 from damage_atlas.images import Limits, preprocess
 from damage_atlas.network import CHANNELS, REDUCTION_UNITS, resolve_precision
 from damage_atlas.pipeline import run_stage
@@ -200,22 +201,19 @@ class _Plain:
 
 def convergence(images: Path, work: Path, seeds: int, iterations: int, every: int, spec: TrainSpec) -> None:
     """Print what each form takes to 95% of its final kNN accuracy; trainings that are in the file are not repeated."""
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / "convergence.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {(row["form"], row["seed"]) for row in rows}
+    log, rows = MeasurementLog(work / "convergence.jsonl"), []
     for seed in range(seeds):
         for form, changes in FORMS.items():
-            if (form, seed) in known:
-                continue
             asked = TrainSpec(**(spec.model_dump() | changes | {"seed": seed, "iterations": iterations}))
-            with tempfile.TemporaryDirectory(prefix="damage-atlas-bench-") as folder:
-                with _training(Path(folder), images, asked) as (_, found, pixels):
-                    row = {"form": form, "seed": seed, **_curve(found, pixels, asked, every)}
-            rows.append(row)
-            with file.open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+
+            def measure(asked: TrainSpec = asked) -> dict[str, Any]:
+                with tempfile.TemporaryDirectory(prefix="damage-atlas-bench-") as folder:
+                    with _training(Path(folder), images, asked) as (_, found, pixels):
+                        return _curve(found, pixels, asked, every)
+
+            decides = {"images": str(images.resolve()), "train": asked.model_dump(mode="json"), "every": every}
+            rows.append(log.measured(decides, {"form": form, "seed": seed}, measure))
+            print(json.dumps(rows[-1]), flush=True)
     print(f"{'form':<28} {'final kNN':<20} {'steps to 95%':<22} {'images to 95%':<28} steps to 95% of ours")
     finals = {row["seed"]: row["final"] for row in rows if row["form"] == "MN-pair, all pairs (ours)"}
     for form in FORMS:
