@@ -173,8 +173,14 @@ def _moment(table: pa.Table) -> pa.ChunkedArray:
 
 
 def _shows(run: Run, tombstone: Tombstone) -> bool:
-    table = run.read_table("catalog", "observations.parquet", ["image_id"])
-    return bool(pc.any(pc.is_in(table["image_id"], pa.array(tombstone.image_ids))).as_py())
+    """Whether it has the image, or keeps its vector for a cluster that may come again."""
+    wanted = pa.array(tombstone.image_ids, pa.string())
+    tables = [run.read_table("catalog", "observations.parquet", ["image_id"])]
+    clusters = run.stage("cluster").sealed
+    kept = None if clusters is None else clusters.outputs.get("exemplars.parquet")
+    if kept is not None and run.store.exists(kept.key):  # else deleted, when something else was forgotten
+        tables.append(run.read_table("cluster", "exemplars.parquet", ["image_id"]))
+    return any(pc.any(pc.is_in(table["image_id"], wanted)).as_py() for table in tables)
 
 
 def _parts_with(store: Store, archive: str, image_ids: set[str]) -> list[tuple[str, pa.Table]]:

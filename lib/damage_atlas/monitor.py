@@ -56,7 +56,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "images_embedded": ("images that the run of the current version embedded", ("archive",)),
     "images_per_second": ("the same by the embed stage's seconds; none where 0", ("archive",)),
     "clusters": ("clusters of the current version", ("archive",)),
-    "clusters_born": ("clusters that the version before did not have", ("archive",)),
+    "clusters_born": ("clusters that were never there before", ("archive",)),
     "noise_ratio": ("share of images in no cluster, 0 to 1", ("archive",)),
     "index_recall_ratio": ("recall at 10 of the index, 0 to 1", ("archive",)),
     "alerts": ("what the current version says people should look at, by kind", ("archive", "kind")),

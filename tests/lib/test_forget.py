@@ -134,6 +134,34 @@ def test_what_has_left_the_archive_is_taken_out_of_what_is_kept(archive: tuple[S
         forget(store, "bridge", "d1/asset-0/never.png")
 
 
+def test_what_is_kept_of_a_cluster_that_is_gone_is_forgotten_as_well(archive: tuple[Store, Path]) -> None:
+    """Its vectors are carried on from version to version, for the day when its kind comes again."""
+    store, images = archive
+
+    def version(clusters: int) -> Run:
+        kmeans = ["cluster.method=kmeans", f"cluster.kmeans_clusters={clusters}"]
+        settings = with_overrides(Settings(), [*FAST, "catalog.labels=none", *kmeans])
+        run = start(store, images, settings=settings)
+        list(run_pipeline(run))
+        return run
+
+    def exemplars(run: Run) -> set[str]:
+        return set(run.read_table("cluster", "exemplars.parquet")["image_id"].to_pylist())
+
+    first = version(3)
+    seen = first.read_table("catalog", "observations.parquet").to_pylist()
+    dots = {row["file"]: row["image_id"] for row in seen if Path(row["file"]).name.startswith("dots")}
+    for file in (images / "d1").rglob("*dots*"):
+        file.unlink()
+    carried = exemplars(version(2)) & set(dots.values())
+    assert len(carried) > 5, "the cluster of dots is gone, and remembered"
+    file, image_id = next((file, image) for file, image in dots.items() if image in carried)
+    done = forget(store, "bridge", file)
+    now = published_run(store, "bridge")
+    assert done["version"] == 4 and exemplars(now) & set(dots.values()) == carried - {image_id}
+    assert not any(key.endswith("exemplars.parquet") for key in traces(store, image_id))
+
+
 def test_a_delivery_and_a_single_image_go_together(archive: tuple[Store, Path]) -> None:
     """In one version, under one tombstone; by a folder as by names."""
     store, images = archive

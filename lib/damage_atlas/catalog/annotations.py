@@ -8,7 +8,7 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import Any, Final
 
 Annotations = dict[str, Any]  # some of the columns below -> value
@@ -41,7 +41,10 @@ def parse_annotations(said: Mapping[str, Any]) -> Annotations:
                 found[key] = number
             elif key == "captured_at":
                 moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-                found[key] = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+                # Midnight of whatever zone is a day without a time, and must stay that day.
+                is_day = moment.time() == time.min
+                zone = UTC if is_day else moment.tzinfo or UTC
+                found[key] = moment.replace(tzinfo=zone).astimezone(UTC)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{key} {str(value)[:40]!r} cannot be understood") from error
     return found

@@ -234,8 +234,14 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
 def _old_first_versions(previous: Run | None) -> dict[int, int]:
     if previous is None:
         return {}
-    table = previous.read_table("cluster", "clusters.parquet")
-    return dict(zip(table["cluster_id"].to_pylist(), table["first_version"].to_pylist(), strict=True))
+    first: dict[int, int] = {}
+    if "ledger.parquet" in previous.artifact("cluster").outputs:  # also knows those that are gone, and may return
+        ledger = previous.read_table("cluster", "ledger.parquet", ["to_cluster_id", "version"])
+        for cluster, version in zip(ledger["to_cluster_id"].to_pylist(), ledger["version"].to_pylist(), strict=True):
+            if cluster is not None:
+                first[cluster] = min(version, first.get(cluster, version))
+    table = previous.read_table("cluster", "clusters.parquet", ["cluster_id", "first_version"])
+    return first | dict(zip(table["cluster_id"].to_pylist(), table["first_version"].to_pylist(), strict=True))
 
 
 def _confidence(near_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:

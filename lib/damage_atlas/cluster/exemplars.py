@@ -27,7 +27,8 @@ from damage_atlas.store.versions import run_model
 
 logger = logging.getLogger(__name__)
 
-_DORMANT = 500  # clusters
+_DORMANT = 200  # clusters
+_SHA256_DIGITS = 64  # that an image_id begins with
 PER_CLUSTER = 32  # a share of 0.5 is then known to within 0.18, nineteen times out of twenty
 _FEWEST = 5  # exemplars of a cluster that must be found again for it to be told
 _NEIGHBOURS = 10
@@ -60,7 +61,7 @@ def still_dormant(previous: Run | None, alive: Collection[int], merged: Collecti
 
     Those that another cluster took in are no kinds of their own any more. Vectors of another model are left out: what
     is not in the archive cannot be embedded again. So is what was asked to be forgotten, and beyond some hundreds of
-    clusters the oldest.
+    clusters those that are gone longest.
 
     Args:
         alive: clusters of this version.
@@ -69,37 +70,75 @@ def still_dormant(previous: Run | None, alive: Collection[int], merged: Collecti
     """
     if previous is None or "exemplars.parquet" not in previous.artifact("cluster").outputs:
         return pa.Table.from_pylist([], EXEMPLARS)
-    gone = set(alive) | set(merged)
-    forgotten = read_forgotten(previous.store, previous.spec.archive)
-    rows = [
-        row
-        for row in previous.read_table("cluster", "exemplars.parquet").to_pylist()
-        if row["cluster_id"] not in gone
-        and row["model"] == model
-        and row["image_id"] not in forgotten.image_ids
-        and row["image_id"].partition("-")[0] not in forgotten.sha256
-    ]
-    kept = sorted({row["cluster_id"] for row in rows})[-_DORMANT:]
-    return pa.Table.from_pylist([row for row in rows if row["cluster_id"] in kept], EXEMPLARS)
+    table = previous.read_table("cluster", "exemplars.parquet")
+    here = pc.is_in(table["cluster_id"], pa.array(sorted({*alive, *merged}), pa.int64()))
+    table = table.filter(pc.and_(pc.invert(here), pc.equal(table["model"], model)))
+    table = without_forgotten(table, previous)
+    # In the order of the table: what was alive until now stands before what was dormant already.
+    kept = table["cluster_id"].unique()[:_DORMANT]
+    return table.filter(pc.is_in(table["cluster_id"], kept))
 
 
-def place_exemplars(vectors_ED: Floats, vectors_ND: Floats, labels_N: Ints) -> Ints:
+def without_forgotten(table: pa.Table, run: Run) -> pa.Table:
+    """Rows whose images nobody has asked to forget."""
+    forgotten = read_forgotten(run.store, run.spec.archive)
+    digest = pc.utf8_slice_codeunits(table["image_id"], 0, _SHA256_DIGITS)
+    gone = pc.or_(
+        pc.is_in(table["image_id"], pa.array(sorted(forgotten.image_ids), pa.string())),
+        pc.is_in(digest, pa.array(sorted(forgotten.sha256), pa.string())),
+    )
+    return table.filter(pc.invert(gone))
+
+
+def place_exemplars(
+    vectors_ED: Floats, vectors_ND: Floats, labels_N: Ints, asked_for: Collection[int] | None = None
+) -> Ints:
     """Label of the cluster that each exemplar falls into: of most of its nearest images, if they are near enough.
 
     Near enough is within ``_REACH`` times the distance at which these images have their own tenth neighbour.
     ``NOISE`` where most of them are noise, ``NOWHERE`` where none is near.
+
+    Args:
+        asked_for: labels that are of interest; an exemplar whose neighbours are of another one falls ``NOWHERE``, and
+            takes no second search.
     """
     if len(vectors_ND) == 0 or len(vectors_ED) == 0:
         return np.full(len(vectors_ED), NOWHERE, np.int64)
     near = exact_neighbours(vectors_ND, _NEIGHBOURS, vectors_ED)
-    asked, where = np.unique(near.ids_NK, return_inverse=True)
-    spacing = 1 - exact_neighbours(vectors_ND, _NEIGHBOURS + 1, vectors_ND[asked]).similarities_NK[:, -1]
-    reach_E = np.maximum(_REACH * np.median(spacing[where.reshape(near.ids_NK.shape)], axis=1), _SMALLEST_REACH)
+    # Of equal votes, the one that is nearest.
+    voted_E = np.array([Counter(row).most_common(1)[0][0] for row in labels_N[near.ids_NK].tolist()], np.int64)
+    rows = np.arange(len(voted_E)) if asked_for is None else np.flatnonzero(np.isin(voted_E, list(asked_for)))
     fallen = np.full(len(vectors_ED), NOWHERE, np.int64)
-    for row in np.flatnonzero(1 - near.similarities_NK[:, 0] <= reach_E):
-        votes = Counter(labels_N[near.ids_NK[row]].tolist())
-        fallen[row] = votes.most_common(1)[0][0]  # of equal votes, the one that is nearest
+    if len(rows) == 0:
+        return fallen
+    ids = near.ids_NK[rows]
+    asked, where = np.unique(ids, return_inverse=True)
+    spacing = 1 - exact_neighbours(vectors_ND, _NEIGHBOURS + 1, vectors_ND[asked]).similarities_NK[:, -1]
+    reach = np.maximum(_REACH * np.median(spacing[where.reshape(ids.shape)], axis=1), _SMALLEST_REACH)
+    inside = rows[1 - near.similarities_NK[rows, 0] <= reach]
+    fallen[inside] = voted_E[inside]
     return fallen
+
+
+def find_dormant(
+    dormant: pa.Table, vectors_ND: Floats, labels_N: Ints, asked_for: Collection[int]
+) -> dict[int, dict[int, int]]:
+    """Of each cluster of ``dormant``: label of ``asked_for``, or ``NOWHERE`` -> exemplars that fall there.
+
+    A cluster is left out where fewer than five of its exemplars are kept.
+    """
+    if dormant.num_rows == 0 or not asked_for:
+        return {}
+    vectors = np.stack(dormant["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    places = place_exemplars(vectors, vectors_ND, labels_N, asked_for)
+    return _counted(dormant["cluster_id"].to_pylist(), places)
+
+
+def _counted(clusters: Sequence[int], places_E: Ints) -> dict[int, dict[int, int]]:
+    fallen: dict[int, Counter[int]] = {}
+    for cluster, place in zip(clusters, places_E.tolist(), strict=True):
+        fallen.setdefault(cluster, Counter())[place] += 1
+    return {cluster: dict(counts) for cluster, counts in fallen.items() if counts.total() >= _FEWEST}
 
 
 def find_again(
@@ -129,12 +168,10 @@ def find_again(
         for cluster, image_id in zip(table["cluster_id"].to_pylist(), table["image_id"].to_pylist(), strict=True)
         if image_id in vectors
     ]
-    fallen: dict[int, Counter[int]] = {}
-    if found:
-        places = place_exemplars(np.stack([vector for _, vector in found]), vectors_ND, labels_N)
-        for (cluster, _), place in zip(found, places.tolist(), strict=True):
-            fallen.setdefault(cluster, Counter())[place] += 1
-    return {cluster: dict(counts) for cluster, counts in fallen.items() if counts.total() >= _FEWEST}
+    if not found:
+        return {}
+    places = place_exemplars(np.stack([vector for _, vector in found]), vectors_ND, labels_N)
+    return _counted([cluster for cluster, _ in found], places)
 
 
 def _embedded_again(

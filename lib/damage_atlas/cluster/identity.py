@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from damage_atlas.cluster.exemplars import exemplar_table, find_again, still_dormant
+from damage_atlas.cluster.exemplars import exemplar_table, find_again, find_dormant, still_dormant
 from damage_atlas.cluster.passports import Matching, match_clusters, trace_flows, untold_clusters
 from damage_atlas.cluster.tables import lineage_table
 from damage_atlas.contracts import CLUSTER_LEDGER, FLOWS, Remarks
@@ -33,11 +33,12 @@ def identify_clusters(
         return match_clusters(labels, None, next_id=1)
     old = _clusters_of(previous)
     exemplars = find_again(run, previous, untold_clusters(labels, old), ids, vectors_ND, labels_N)
-    alive = {cluster for cluster in old.values() if cluster is not None}
-    asleep = still_dormant(previous, alive, (), _model_of(run))["cluster_id"].unique().to_pylist()
-    dormant = find_again(run, previous, asleep, ids, vectors_ND, labels_N)
     next_id = read_version(run.store, run.spec.archive, run.spec.previous_version).next_cluster_id
-    return match_clusters(labels, old, next_id, exemplars, dormant)
+    found = match_clusters(labels, old, next_id, exemplars)
+    nobodys = {label for label, cluster in found.ids.items() if found.statuses[cluster] in ("born", "unknown")}
+    alive = {cluster for cluster in old.values() if cluster is not None}
+    dormant = find_dormant(still_dormant(previous, alive, (), _model_of(run)), vectors_ND, labels_N, nobodys)
+    return match_clusters(labels, old, next_id, exemplars, dormant) if dormant else found
 
 
 def write_identity(

@@ -64,7 +64,7 @@ def choose_landmarks(
         return np.arange(n)
     kept = np.zeros(n, bool)
     open_rows, wanted = np.arange(n), spec.landmarks
-    if landmark_N is not None and new_N is not None and not _worn_out(landmark_N, spec):
+    if landmark_N is not None and new_N is not None and not _worn_out(landmark_N, ~new_N, spec):
         kept, open_rows = landmark_N.copy(), np.flatnonzero(new_N)
         missing = spec.landmarks - int(kept.sum())  # of those that have left the archive
         wanted = min(max(round(spec.landmarks * len(open_rows) / n), missing), len(open_rows))
@@ -95,13 +95,15 @@ def redraw_because(landmark_N: NDArray[np.bool_], placed_N: NDArray[np.bool_], s
         return ""
     if len(landmark_N) <= spec.landmarks:
         return f"all {len(landmark_N):,} images are on the map now, and the earlier one had landmarks"
-    if _worn_out(landmark_N, spec):
+    if _worn_out(landmark_N, placed_N, spec):
         return f"{int(landmark_N.sum()):,} landmarks of the earlier map are left, and {spec.landmarks:,} are drawn anew"
     return ""
 
 
-def _worn_out(landmark_N: NDArray[np.bool_], spec: ClusterSpec) -> bool:
-    return not _REDRAW_BELOW * spec.landmarks <= landmark_N.sum() <= _REDRAW_ABOVE * spec.landmarks
+def _worn_out(landmark_N: NDArray[np.bool_], old_N: NDArray[np.bool_], spec: ClusterSpec) -> bool:
+    # Where all old images are landmarks, the archive was small and has grown: there are none to draw instead.
+    have_left = bool((old_N & ~landmark_N).any()) and landmark_N.sum() < _REDRAW_BELOW * spec.landmarks
+    return have_left or not 0 < landmark_N.sum() <= _REDRAW_ABOVE * spec.landmarks
 
 
 def spread(

@@ -24,6 +24,7 @@ _UNLIKE_QUANTILE = 0.999  # of the old points' distances to their nearest: beyon
 _UNLIKE_SHARE = 0.1  # of all points: with more, the map is of something else
 _GAP = 2.0  # between a point set apart and all others, in distances to the 10th neighbour (99th percentile)
 _GAP_NEIGHBOURS, _GAP_QUANTILE = 10, 0.99
+_MOST_GROUPS = 300  # the largest, that are set apart: each takes some hundredths of a second
 _LOOKED_AT = 150  # places along each axis that are tried for a group that is set apart
 
 
@@ -169,7 +170,7 @@ def set_apart(positions_N2: Floats, vectors_ND: Floats, rows_M: Ints, placed_N: 
     spacing = np.quantile(old.query(positions[placed_N], k=[k])[0], _GAP_QUANTILE)
     gap = _GAP * max(float(spacing), 1e-3)
     staying = cKDTree(np.delete(positions, rows_M, axis=0))  # once: there may be thousands of groups
-    for group in _groups(vectors_ND, rows_M):
+    for group in _groups(vectors_ND, rows_M)[:_MOST_GROUPS]:
         if old.query(positions[group])[0].min() >= gap:
             continue
         shape = positions[group] - positions[group].mean(axis=0)

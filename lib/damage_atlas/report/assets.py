@@ -107,22 +107,23 @@ def asset_terms(
     courses: Sequence[Course], labels: Mapping[int, str | None], born: Collection[int]
 ) -> dict[str, list[Term]]:
     """The kinds of damage on each asset, what counts most first; arguments as in ``rank_assets``."""
-    shown: dict[str, dict[tuple[int | None, str | None], list[Look]]] = {}
+    # By grade as well: an image whose own label is graver than its cluster counts for itself.
+    shown: dict[str, dict[tuple[tuple[int | None, str | None], float], list[Look]]] = {}
     on: defaultdict[tuple[int | None, str | None], int] = defaultdict(int)
     for course in courses:
-        kinds: dict[tuple[int | None, str | None], list[Look]] = defaultdict(list)
+        kinds: dict[tuple[tuple[int | None, str | None], float], list[Look]] = defaultdict(list)
         for look in course.state:
             if look.severity > 0:
-                kinds[look.kind].append(look)
+                kinds[look.kind, look.severity].append(look)
         shown[course.asset_id] = kinds
-        for kind in kinds:
+        for kind in {kind for kind, _ in kinds}:
             on[kind] += 1
     found = {}
     for course in courses:
         terms = []
         part = photo_weights(course.state)
         whole = sum(part.values())
-        for (cluster, label), looks in shown[course.asset_id].items():
+        for ((cluster, label), grade), looks in shown[course.asset_id].items():
             extent = sum(part[look.observation_id] for look in looks)
             grown = sum(part[x.observation_id] * course.worse.get(x.observation_id, 0.0) for x in looks)
             n_assets = on[cluster, label]
@@ -130,7 +131,7 @@ def asset_terms(
                 Term(
                     cluster_id=cluster,
                     label=label if cluster is None else labels.get(cluster),
-                    grade=looks[0].severity,
+                    grade=grade,
                     looks=len(looks),
                     worse=sum(course.worse.get(look.observation_id, 0.0) for look in looks),
                     born=cluster in born,
@@ -140,7 +141,7 @@ def asset_terms(
                     rarity=math.log(len(courses) / n_assets) / math.log(len(courses)) if len(courses) > 1 else 0.0,
                 )
             )
-        found[course.asset_id] = sorted(terms, key=lambda t: (-t.score, repr(t.cluster_id), repr(t.label)))
+        found[course.asset_id] = sorted(terms, key=lambda t: (-t.score, repr(t.cluster_id), repr(t.label), -t.grade))
     return found
 
 
@@ -169,7 +170,7 @@ def _row(
         reasons.append(f"was {decision.score:.1f} when it was decided on, {score:.1f} now: listed again")
     newer: list[int] = []
     if decision is not None and left_alone:
-        clusters = [term.cluster_id for term in terms if term.cluster_id is not None]
+        clusters = {term.cluster_id for term in terms if term.cluster_id is not None}
         newer = sorted(cluster for cluster in clusters if born_in.get(cluster, 0) > decision.version)
         if newer:
             named = ", ".join(f"cluster {cluster}" for cluster in newer)

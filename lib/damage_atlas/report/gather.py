@@ -228,9 +228,9 @@ def _courses(
 
 
 def _born_in(run: Run) -> dict[int, int]:
-    """Cluster -> the version in which it came as something new; others are parts of older ones."""
-    ledger = run.read_table("cluster", "ledger.parquet").to_pylist()
-    return {row["to_cluster_id"]: row["version"] for row in ledger if row["event"] == "born"}
+    """Cluster -> the version in which it came as something new, or came again; others are parts of older ones."""
+    ledger = run.read_table("cluster", "ledger.parquet").to_pylist()  # oldest first
+    return {row["to_cluster_id"]: row["version"] for row in ledger if row["event"] in ("born", "returned")}
 
 
 def _graded(cluster: Cluster, codes: CodeTable) -> float | None:

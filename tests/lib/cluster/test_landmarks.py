@@ -110,6 +110,13 @@ def test_what_no_landmark_is_like_belongs_nowhere() -> None:
     assert gap > np.quantile(to_next, 0.99), "it lies among images that it is unlike"
 
 
+def test_an_archive_that_grows_beyond_the_limit_keeps_all_that_was_on_the_map() -> None:
+    vectors, _ = archive(1300)
+    was = np.arange(1300) < 700
+    found = choose_landmarks(vectors, SPEC, was, ~was)
+    assert set(np.flatnonzero(was)) <= set(found.tolist()) and 1000 <= len(found) < 1300
+
+
 def test_landmarks_that_left_the_archive_are_made_up_for() -> None:
     vectors, _ = archive(3000)
     was, new = np.arange(3000) < 850, np.arange(3000) >= 2800  # by its share alone, the delivery would add 67

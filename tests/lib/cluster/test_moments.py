@@ -14,6 +14,7 @@ from tests.support.image_archive import Archive, jpeg, put
 @pytest.mark.parametrize(("times", "moments"), [
     (["2026-03-14"] * 4, 4),  # a day alone: each picture is a moment of its own
     (["2026-03-14T09:00:01", "2026-03-14T09:00:03", "2026-03-14T09:00:04", "2026-03-14T09:02:00"], 2),
+    (["2026-03-14T00:00:00+02:00"] * 4, 4),  # as pandas writes a day
     ([""] * 4, 4),
 ])  # fmt: skip
 def test_pictures_of_ten_seconds_are_one_moment_and_those_of_a_day_are_not(

@@ -157,6 +157,18 @@ def test_a_label_that_came_with_the_image_is_not_overruled_by_its_cluster(
     assert grade_of_image(own, given, of_cluster, by_hand) == grade
 
 
+@pytest.mark.parametrize("order_of_looks", [1, -1])
+def test_one_grave_image_in_a_mild_cluster_counts_for_itself(order_of_looks: int) -> None:
+    """Whatever it is called: neither does it make the cluster grave, nor does the cluster make it mild."""
+    seen = looks("mixed", [2] * 5)
+    seen.append(
+        replace(seen[0], observation_id=f"mixed-{'a' if order_of_looks > 0 else 'z'}", severity=5.0, position_m=99)
+    )
+    (row,) = rank(seen[::order_of_looks])
+    assert row["severity"] == 5 and row["extent"] == pytest.approx(1 / 6) and row["looks"] == 1
+    assert len(row["reasons"]) == 2 and row["clusters"] == [2]
+
+
 def test_degenerate_lists() -> None:
     assert rank() == [] and assets_table([]).num_rows == 0
     assert rank(looks("only", [4], placed=False))[0]["rarity"] == 0
