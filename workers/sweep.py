@@ -7,6 +7,7 @@ Tune keeps for itself is thrown away.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from damage_atlas.experiments.sweep import (
     Trial,
     in_words,
     measure_trial,
-    parse_axis,
+    parse_axes,
     plan_sweep,
     read_row,
     sweep,
@@ -71,7 +72,8 @@ def run_trial(config: dict[str, Any]) -> None:
     config = config["trial"]
     run = Run.load(config["run_uri"], config["attempt"])
     log_to_stdout(about(run, "sweep"))
-    trial = Trial(config["key"], TrainSpec.model_validate(config["train"]), tuple(map(tuple, config["places"])))
+    places = tuple(map(tuple, config["places"]))
+    trial = Trial(config["key"], TrainSpec.model_validate(config["train"]), places, config["device"])
     row = measure_trial(run, trial)
     tune.report({"told": in_words({**row, "places": config["places"], "seed": trial.train.seed})})
 
@@ -82,9 +84,8 @@ def measure(run: Run, trials: Sequence[Trial], progress: Progress) -> None:
     Raises:
         ContractError: some were lost more often than they are tried.
     """
-    connect()
     threads = max(trial.train.threads_per_shard * trial.train.shards for trial in trials)
-    gpus = {"GPU": 1} if ray.cluster_resources().get("GPU", 0) else {}
+    gpus = {"GPU": 1} if trials[0].device == "cuda" else {}
     configs = [
         {
             "run_uri": run.uri,
@@ -92,6 +93,7 @@ def measure(run: Run, trials: Sequence[Trial], progress: Progress) -> None:
             "key": trial.key,
             "train": trial.train.model_dump(mode="json"),
             "places": [list(place) for place in trial.places],
+            "device": trial.device,
         }
         for trial in trials
     ]
@@ -126,8 +128,10 @@ def main() -> None:
         run = Run.load(arguments.run_uri, arguments.attempt)
         log_to_stdout(about(run, "sweep"))
         export_progress(run.spec.archive)
-        axes = dict(map(parse_axis, arguments.axis or list(GRIDS)))
-        trials = plan_sweep(labelled_images(run), run.spec.settings, axes, range(arguments.seeds))
+        axes = parse_axes(arguments.axis or list(GRIDS))
+        connect()
+        device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+        trials = plan_sweep(labelled_images(run), run.spec.settings, axes, range(arguments.seeds), device)
         missing = [trial for trial in trials if read_row(run.store, trial) is None]
         with Progress("sweep", "trainings", len(trials)) as progress:
             progress.add(len(trials) - len(missing), note="known already")
@@ -135,7 +139,8 @@ def main() -> None:
                 measure(run, missing, progress)
         rows = list(sweep(run, trials))
         table = tabulate(rows, axes)
-        folder = f"experiments/sweep/{run.spec.run_id}"
+        asked = hashlib.sha256(json.dumps([axes, arguments.seeds, device]).encode()).hexdigest()[:8]
+        folder = f"experiments/sweep/{run.spec.run_id}-{asked}"
         for name, data in (
             ("sweep.json", json.dumps(table, indent=1).encode()),
             ("sweep.png", draw_axes(rows, axes, SCORES)),

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -612,7 +613,7 @@ def sweep(
     from damage_atlas.train import labelled_images
 
     settings = _settings(spec, set_, groups, Settings())
-    axes = dict(map(experiment.parse_axis, axis or list(experiment.GRIDS)))
+    axes = experiment.parse_axes(axis or list(experiment.GRIDS))
     run = data.catalogued(images, work, settings)
     trials = experiment.plan_sweep(labelled_images(run), settings, axes, range(seeds))
     rows = []
@@ -646,9 +647,10 @@ def dataset(
         return
     _table([{"label": label, "images": count} for label, count in prepared.classes.items()], ("label", "images"))
     for why, count in prepared.left_out.items():
-        console.print(f"left out: {count} {why}")
-    assignments = " ".join(f"--set {setting}" for setting in prepared.settings)
-    console.print(f"damage-atlas run --images {prepared.images} --store STORE {assignments}", soft_wrap=True)
+        console.print(f"left out: {count} {why}", markup=False)
+    words = ["damage-atlas", "run", "--images", str(prepared.images), "--store", "STORE"]
+    words += [word for setting in prepared.settings for word in ("--set", setting)]
+    console.print(shlex.join(words), soft_wrap=True, markup=False, highlight=False)
 
 
 def _say_row(row: dict[str, Any]) -> None:

@@ -45,6 +45,10 @@ class InputError(AtlasError):
     exit_code = 2
 
 
+class TrainingDivergedError(InputError):
+    """The loss is no number any more: the settings are to be changed."""
+
+
 class SpecError(InputError):
     """A setting is misspelt, out of range, or differs from the one a run was started with."""
 

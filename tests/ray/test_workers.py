@@ -308,13 +308,14 @@ def test_a_sweep_by_ray_tune_measures_what_one_process_measures_and_nothing_twic
     printed = run_python(cluster, *asked)
     result = json.loads(printed.split("RAY_JOB_RESULT ")[1].splitlines()[0])
     assert result["trainings"] == 2 and "temperature 0.3, embedding_size 16, seed 0: kNN" in printed
-    table = json.loads(there.store.read(f"experiments/sweep/{there.spec.run_id}/sweep.json"))
+    place = result["table"].removeprefix(f"{there.store.root}/")
+    table = json.loads(there.store.read(place))
     speed = "images_per_s"
     assert [{k: v for k, v in row.items() if k != speed} for row in table] == [
         {k: list(v) if isinstance(v, tuple) else v for k, v in row.items() if k != speed}
         for row in tabulate(expected, axes)
     ]
-    assert there.store.exists(f"experiments/sweep/{there.spec.run_id}/sweep.png")
+    assert there.store.exists(place.replace(".json", ".png"))
     assert "2 of 2 trainings" in run_python(cluster, *asked), "known already"
 
 

@@ -64,16 +64,17 @@ def compare_baselines(
         on_row: called with each row.
     """
     log, rows = MeasurementLog(file), []
-    data = {"images": images.image_ids, "labels": images.labels, "splits": images.splits}
+    data: Row = {"images": images.image_ids, "labels": images.labels, "splits": images.splits}
+    if spec.schedule != "constant":
+        data["schedule"] = "followed"  # losses of others were trained at a constant rate once
     for method in methods:
         rate = None if method == CLASSICAL else learning_rates[0]
         if rate is not None and len(learning_rates) > 1:
-            found = []
+            found, inner = [], with_validation(images, spec.seed)
             for tried in learning_rates:
                 asked = spec.model_copy(update={"learning_rate": tried, "seed": seeds[0]})
 
-                def validate(method: str = method, asked: TrainSpec = asked) -> Row:
-                    inner = with_validation(images, spec.seed)
+                def validate(method: str = method, asked: TrainSpec = asked, inner: LabelledImages = inner) -> Row:
                     return {"validation_knn": _knn(inner, vectors_of(method, inner, pixels, asked))}
 
                 decides = {
@@ -81,6 +82,7 @@ def compare_baselines(
                     "method": method,
                     "train": asked.model_dump(mode="json", exclude={"promote"}),
                     "tuning": True,
+                    "validation": inner.splits,
                 }
                 names = {"method": method, "tuning": True, "learning_rate": tried, "seed": seeds[0]}
                 found.append(log.measured(decides, names, validate))

@@ -47,10 +47,18 @@ def with_validation(images: LabelledImages, seed: int) -> LabelledImages:
     """The training split alone, a fifth of it held out to choose settings on; the real held-out images are in no split.
 
     No group is on both sides.
+
+    Raises:
+        InputError: the groups leave nothing to hold out.
     """
     rows, groups = images.training_rows, images.groups or images.image_ids
     splits = [""] * len(images)
     dealt = assign_splits([groups[row] for row in rows], images.training_labels, _VALIDATION_SHARE, seed)
+    if "test" not in dealt:
+        raise InputError(
+            f"of {len(rows)} training images in {len({groups[row] for row in rows})} group(s) nothing can be held out "
+            "to choose settings on. Give more groups, or catalog.split=random where images of a group may be told apart."
+        )
     for row, split in zip(rows, dealt, strict=True):
         splits[row] = split
     return replace(images, splits=splits)

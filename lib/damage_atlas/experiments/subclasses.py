@@ -184,13 +184,21 @@ def recover_subclasses(
     return rows
 
 
-def train_vectors(images: LabelledImages, pixels: Pixels, spec: TrainSpec) -> Floats:
-    """Vectors of all images by a network that has learnt the labels of the training split: N x D."""
-    network = new_network(spec).to(best_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def train_network(
+    images: LabelledImages, pixels: Pixels, spec: TrainSpec, device: torch.device | str = "cpu"
+) -> TrainingState:
+    """A network that has learnt the labels of the training split, in evaluation mode, and how it went."""
+    network = new_network(spec).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState(network, make_optimizer(network, spec))
     trainer = Trainer(state, pixels, images.training_rows, images.training_codes, spec, Alone(), images.label_sets)
     trainer.run(spec.iterations, lambda _: None)
     network.eval()
+    return state
+
+
+def train_vectors(images: LabelledImages, pixels: Pixels, spec: TrainSpec) -> Floats:
+    """Vectors of all images by a network that has learnt the labels of the training split: N x D."""
+    network = train_network(images, pixels, spec, best_device()).network
     return embed_rows(network, pixels, np.arange(len(images)), spec)
 
 
@@ -235,14 +243,20 @@ def subclass_scores(fine: LabelledImages, coarse: LabelledImages, vectors_ND: Fl
 
 
 def _within(coarse_N: Sequence[str], told_N: Sequence[str], clusters_N: NDArray[np.int64]) -> float:
-    """Mean over coarse classes, each by its images, of the information that clusters share with what is told."""
+    """Mean over coarse classes, each by its images, of the information that clusters share with what is told.
+
+    A coarse class of which one thing is told has nothing to be found, and is left out; 0 where all are.
+    """
     coarse, told = np.array(coarse_N), np.array(told_N)
-    total = 0.0
+    total = counted = 0.0
     for name in np.unique(coarse):
         rows = np.flatnonzero(coarse == name)
+        if len(np.unique(told[rows])) < 2:
+            continue
         drawn = np.random.default_rng(0).permutation(rows)[:_AMI_IMAGES]
         total += len(rows) * float(adjusted_mutual_info_score(told[drawn], clusters_N[drawn]))
-    return total / len(coarse)
+        counted += len(rows)
+    return total / max(counted, 1.0)
 
 
 def summarise(rows: Sequence[Row], names: Sequence[str], scores: Sequence[str], by: str = "variant") -> list[Row]:

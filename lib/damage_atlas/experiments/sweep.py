@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
-from damage_atlas.errors import InputError, ObjectExistsError
+import numpy as np
+import torch
+
+from damage_atlas.errors import ContractError, InputError, ObjectExistsError, TrainingDivergedError
 from damage_atlas.experiments.data import with_validation
 from damage_atlas.experiments.log import Row, interval
-from damage_atlas.experiments.subclasses import train_vectors
+from damage_atlas.experiments.subclasses import train_network
 from damage_atlas.images import Limits
 from damage_atlas.network import best_device, resolve_precision
 from damage_atlas.spec import Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store
 from damage_atlas.train import labelled_images
 from damage_atlas.train.data import LabelledImages, Pixels
-from damage_atlas.train.evaluate import held_out_scores
+from damage_atlas.train.evaluate import embed_rows, held_out_scores
 from damage_atlas.train.loop import make_batches
 
 # The paper's grids, whose values it leaves out, and the forms of loss and sampler.
@@ -49,11 +51,13 @@ class Trial:
     Attributes:
         key: a digest of all that decides its scores.
         places: which values of which axes it stands for: several where it is the one that all axes go through.
+        device: ``cpu`` or ``cuda``.
     """
 
     key: str
     train: TrainSpec
     places: tuple[tuple[str, str], ...]
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -61,51 +65,74 @@ class Trial:
         return f"{', '.join(f'{axis} {value}' for axis, value in self.places)}; seed {self.train.seed}"
 
 
-def parse_axis(text: str) -> tuple[str, tuple[str, ...]]:
-    """A name of ``GRIDS``, or ``KEY=VALUE,VALUE`` with a setting of ``train``.
+def parse_axes(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Each a name of ``GRIDS``, or ``KEY=VALUE,VALUE`` with a setting of ``train``.
 
     Raises:
-        InputError: a name that is not known, without values.
+        InputError: a name that is not known, an axis without values, one that is there twice, or the seed's.
     """
-    name, equals, values = text.partition("=")
-    name = name.strip().removeprefix("train.")
-    if equals:
-        return name, tuple(value.strip() for value in values.split(",") if value.strip())
-    if name not in GRIDS:
-        raise InputError(f"axis {name!r} is not known; {', '.join(GRIDS)} are. One of your own is written {name}=1,2.")
-    return name, GRIDS[name]
+    axes: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, equals, told = text.partition("=")
+        name = name.strip().removeprefix("train.")
+        if not equals and name not in GRIDS:
+            raise InputError(
+                f"axis {name!r} is not known; {', '.join(GRIDS)} are. One of your own is written {name}=1,2."
+            )
+        values = tuple(dict.fromkeys(v.strip() for v in told.split(",") if v.strip())) if equals else GRIDS[name]
+        if not values or name in axes or name == "seed":
+            why = "is there twice" if name in axes else "is set by --seeds" if name == "seed" else "has no values"
+            raise InputError(f"axis {name!r} {why}.")
+        axes[name] = values
+    return axes
 
 
 def plan_sweep(
-    images: LabelledImages, settings: Settings, axes: Mapping[str, Sequence[str]], seeds: Iterable[int]
+    images: LabelledImages,
+    settings: Settings,
+    axes: Mapping[str, Sequence[str]],
+    seeds: Iterable[int],
+    device: str | None = None,
 ) -> list[Trial]:
     """The trials, each once, the ones that most axes go through first.
 
+    Args:
+        device: ``cpu`` or ``cuda``, where all of them are trained; by default where this process would.
+
     Raises:
         SpecError: a value that its setting cannot have.
-        InputError: a value that these images cannot be trained with.
+        InputError: a value that these images cannot be trained with, or nothing can be held out to choose by.
     """
-    inner = with_validation(images, settings.train.seed)
+    device = device or best_device().type
+    inner = with_validation(images, settings.train.seed).in_a_split()
     found: dict[str, Trial] = {}
     for seed in seeds:
         for axis, values in axes.items():
             for value in values:
                 train = with_overrides(settings, [f"train.{axis}={value}", f"train.seed={seed}"], f"axis {axis}").train
                 make_batches(inner.training_codes, inner.label_sets, train)
-                key = _key(inner, train)
+                # What ``auto`` is here: another node must not decide otherwise.
+                train = train.model_copy(update={"precision": _precision(train.precision, device)})
+                key = _key(inner, train, device)
                 places = found[key].places if key in found else ()
-                found[key] = Trial(key, train, (*places, (axis, value)))
+                found[key] = Trial(key, train, (*places, (axis, value)), device)
     return sorted(found.values(), key=lambda trial: -len(trial.places))
 
 
-def _key(images: LabelledImages, train: TrainSpec) -> str:
+def _precision(asked: str, device: str) -> str:
+    if asked != "auto":
+        return asked
+    return "bf16" if device == "cuda" or resolve_precision(asked, torch.device("cpu")) == torch.bfloat16 else "float32"
+
+
+def _key(images: LabelledImages, train: TrainSpec, device: str) -> str:
     decides = {
         "images": images.image_ids,
         "labels": images.labels,
         "splits": images.splits,
-        # How it is computed: bits, and speeds, but not how often somebody looks.
+        # How it is computed, and not how often somebody looks.
         "train": train.model_dump(mode="json", exclude={"checkpoint_every", "evaluate_every", "workers", "promote"}),
-        "precision": str(resolve_precision(train.precision, best_device())),
+        "device": device,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -113,29 +140,32 @@ def _key(images: LabelledImages, train: TrainSpec) -> str:
 def measure_trial(run: Run, trial: Trial) -> Row:
     """Train and score, unless another has; the row is in the store afterwards.
 
-    A training that ends in an error of ours, as one that diverged, has a row with its message, ``refused``.
+    A training that diverged has a row with the message, ``refused``. ``images_per_s`` is of training alone.
 
     Args:
         run: whose catalog has the images.
+
+    Raises:
+        ContractError: the trial wants a GPU, and this process has none.
+        InputError: an image can no longer be read.
     """
     if (known := read_row(run.store, trial)) is not None:
         return known
-    images = labelled_images(run)
-    inner = with_validation(images, run.spec.settings.train.seed)
-    limits = Limits.of(run.spec.settings.catalog)
+    if trial.device == "cuda" and not torch.cuda.is_available():
+        raise ContractError("the trial was planned for a GPU, and this process has none.", retryable=True)
+    inner = with_validation(labelled_images(run), run.spec.settings.train.seed).in_a_split()
     row: Row = {"key": trial.key}
-    with Pixels(inner, run.spec.images, trial.train.input_size, limits) as pixels:
-        pixels[inner.training_rows]  # decoded beforehand: what is timed is training
-        started = time.monotonic()
+    with Pixels(inner, run.spec.images, trial.train.input_size, Limits.of(run.spec.settings.catalog)) as pixels:
+        pixels.decode(np.arange(len(inner)))
         try:
-            vectors = train_vectors(inner, pixels, trial.train)
-        except InputError as error:
+            state = train_network(inner, pixels, trial.train, trial.device)
+        except TrainingDivergedError as error:
             row["refused"] = error.message
         else:
-            seconds = time.monotonic() - started
-            rate = trial.train.iterations * trial.train.batch_size / seconds
-            row |= {**held_out_scores(inner, vectors), "seconds": seconds, "images_per_s": rate}
-    with suppress(ObjectExistsError):  # another worker was as fast; its bits are the same
+            vectors = embed_rows(state.network, pixels, np.arange(len(inner)), trial.train)
+            rate = state.history[-1]["images_seen"] / max(state.seconds, 1e-9)
+            row |= {**held_out_scores(inner, vectors), "seconds": state.seconds, "images_per_s": rate}
+    with suppress(ObjectExistsError):  # another worker was as fast
         run.store.create(_place(trial), json.dumps(row).encode())
     return row
 

@@ -104,6 +104,12 @@ class LabelledImages:
         """Rows of one split."""
         return np.flatnonzero(np.array(self.splits) == split)
 
+    def in_a_split(self) -> LabelledImages:
+        """Those that are in any split, without the others."""
+        rows = [row for row, split in enumerate(self.splits) if split]
+        columns = (self.image_ids, self.sources, self.labels, self.splits, self.groups)
+        return LabelledImages(*([column[row] for row in rows] if column else [] for column in columns))  # type: ignore[arg-type]
+
 
 class Pixels:
     """Preprocessed pixels of the images, decoded when first asked for and kept in a temporary file.
@@ -144,13 +150,17 @@ class Pixels:
         Raises:
             InputError: an image can no longer be read as the catalog found it.
         """
+        self.decode(rows)
+        return np.asarray(self._pixels[rows])
+
+    def decode(self, rows: Ints) -> None:
+        """Have the pixels of ``rows`` in the file; errors as for reading them."""
         missing = np.unique(rows[~self._decoded[rows]])
         # So that a photo is decoded once for all its tiles, and a tar file read from its beginning to its end.
         missing = np.array(sorted(missing, key=lambda row: self.images.sources[row].place), np.int64)
         # A reader each: tiles of one photo share a decode, and threads must not share a reader.
         chunks = [chunk for chunk in np.array_split(missing, 2) if len(chunk)]
         list(self._pool.map(self._decode, chunks))
-        return np.asarray(self._pixels[rows])
 
     def _decode(self, rows: Ints) -> None:
         with PhotoReader(self.images_root, self.limits) as reader:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from damage_atlas.errors import InputError
+from damage_atlas.errors import InputError, TrainingDivergedError
 from damage_atlas.network import EmbeddingNet, fixed_threads, resolve_precision
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment_on
@@ -302,7 +302,7 @@ class Trainer:
             twice, second = shards[:, : self.second_views].flatten(0, 1), shards[:, self.shard_size :].flatten(0, 1)
             loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature)
         if not torch.isfinite(loss):
-            raise InputError(
+            raise TrainingDivergedError(
                 f"training diverged: the loss is {float(loss.detach())} at iteration {state.iteration + 1}. Lower "
                 f"train.learning_rate (now {spec.learning_rate:g}) and start again."
             )

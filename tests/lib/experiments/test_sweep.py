@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from damage_atlas.errors import InputError, SpecError
 from damage_atlas.experiments.data import catalogued, with_validation
 from damage_atlas.experiments.plots import draw_axes
-from damage_atlas.experiments.sweep import GRIDS, SCORES, as_text, parse_axis, plan_sweep, sweep, tabulate
+from damage_atlas.experiments.sweep import GRIDS, SCORES, as_text, in_words, parse_axes, plan_sweep, sweep, tabulate
 from damage_atlas.spec import Settings, with_overrides
 from damage_atlas.store import Run
 from damage_atlas.train import labelled_images
@@ -66,10 +68,40 @@ def test_the_paper_s_grids_are_the_default() -> None:
     assert {axis: len(values) for axis, values in GRIDS.items()} == {
         "input_size": 5, "embedding_size": 3, "temperature": 4, "positive_weight": 4, "loss": 4, "sampler": 2,
     }  # fmt: skip
-    assert parse_axis("train.learning_rate=1e-4, 1e-3") == ("learning_rate", ("1e-4", "1e-3"))
-    assert parse_axis("loss") == ("loss", GRIDS["loss"])
-    with pytest.raises(InputError, match="axis 'speed' is not known"):
-        parse_axis("speed")
+    assert parse_axes(["train.learning_rate=1e-4, 1e-3,1e-4", "loss"]) == {
+        "learning_rate": ("1e-4", "1e-3"),
+        "loss": GRIDS["loss"],
+    }
+    for texts, why in (
+        (["speed"], "'speed' is not known"),
+        (["loss="], "'loss' has no values"),
+        (["loss", "loss=supcon"], "'loss' is there twice"),
+        (["seed=1,2"], "'seed' is set by --seeds"),
+    ):
+        with pytest.raises(InputError, match=why):
+            parse_axes(texts)
+
+
+def test_a_device_is_part_of_what_was_measured(run: Run) -> None:
+    images, axes = labelled_images(run), {"temperature": ("0.3",)}
+    auto = with_overrides(SETTINGS, ["train.precision=auto"])
+    here, there = (plan_sweep(images, auto, axes, [0], device)[0] for device in ("cpu", "cuda"))
+    assert here.key != there.key and there.train.precision == "bf16" and here.train.precision in ("bf16", "float32")
+
+
+def test_a_training_that_diverged_is_a_row_and_not_the_end(run: Run) -> None:
+    images, axes = labelled_images(run), {"learning_rate": ("0.002", "1e18")}
+    rows = list(sweep(run, plan_sweep(images, SETTINGS, axes, [0])))
+    refused = [row for row in rows if "refused" in row]
+    assert len(refused) == 1 and "diverged" in in_words(refused[0])
+    fine, gone = tabulate(rows, axes)
+    assert "knn_accuracy" in fine and "knn_accuracy" not in gone and as_text(gone)["runs"] == "1"
+
+
+def test_where_nothing_can_be_held_out_it_is_said_before_anything_is_trained(run: Run) -> None:
+    images = replace(labelled_images(run), groups=["one"] * len(labelled_images(run)))
+    with pytest.raises(InputError, match="1 group.s. nothing can be held out to choose settings on"):
+        plan_sweep(images, SETTINGS, AXES, [0])
 
 
 def test_a_mistake_is_found_before_the_first_training(run: Run) -> None:
