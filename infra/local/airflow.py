@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # What the scheduler says last when a run is deleted while it writes, or reads, that run's state.
 _RUN_DELETED = ("StaleDataError: UPDATE statement on table 'dag_run'", "ObjectDeletedError: Instance '<DagRun")
+_END_OF_LOG = 4000  # bytes
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
@@ -53,6 +54,7 @@ class LocalAirflow(AirflowApi, LocalService):
         self._extra_env = dict(env or {})
         self.port = port or free_ports(1)[0]
         self._secrets: dict[str, str] = {}
+        self._scheduler_log_at = 0
         super().__init__(f"http://{LOOPBACK}:{self.port}", logs=str(self.family.log_dir))
 
     def start(self) -> None:
@@ -76,6 +78,9 @@ class LocalAirflow(AirflowApi, LocalService):
             "scheduler": ["--skip-serve-logs"],
             "triggerer": ["--skip-serve-logs"],
         }
+        log = self.family.log_path(component)
+        if component == "scheduler":
+            self._scheduler_log_at = log.stat().st_size if log.exists() else 0
         self.family.start(component, self._argv(component, *extra.get(component, [])), self._env())
 
     def kill_component(self, component: str) -> None:
@@ -109,10 +114,15 @@ class LocalAirflow(AirflowApi, LocalService):
         It then ends by itself (apache/airflow#25117, #63926), and elsewhere whatever looks after it starts it again.
         """
         ended = self.family.exit_code("scheduler") is not None
-        if ended and any(said in self.family.tail("scheduler") for said in _RUN_DELETED):
+        if ended and any(said in self._said_by_scheduler() for said in _RUN_DELETED):
             logger.warning("Airflow's scheduler ended, since a run was deleted under its hands: it is started again")
             self.start_component("scheduler")
         self.family.check()
+
+    def _said_by_scheduler(self) -> str:
+        """The end of what it has logged since it was started last."""
+        log = self.family.log_path("scheduler").read_bytes()[self._scheduler_log_at :]
+        return log[-_END_OF_LOG:].decode(errors="replace")
 
     def _healthy(self) -> bool:
         """Whether every component reports a recent heartbeat and the API lets us in."""

@@ -80,6 +80,7 @@ def make_observations(
         files, boxes, splits = _annotate(files, manifest)
     rows: list[int] = []  # of ``files``, for each observation
     made: dict[str, list[Any]] = defaultdict(list)
+    cut: set[tuple[str, int | None, Tile]] = set()  # boxes of the manifest
     columns = ("file", "container", "frame", "frame_time_s", "sha256", "width", "height", "reason")
     said = ("labels", "group", "asset_id", "inspection_id")
     for i, (file, container, frame, time_s, sha256, width, height, reason, *beside) in enumerate(
@@ -91,6 +92,9 @@ def make_observations(
         tiles: tuple[Tile | None, ...] = (None,)
         if reason is None and (box := boxes[i]) is not None:
             tiles = (_inside(box, file, width, height, settings.min_side),)
+            if (file, frame, tiles[0]) in cut:
+                raise InputError(f"the manifest has two boxes of {file!r} that are one inside the picture. Keep one.")
+            cut.add((file, frame, tiles[0]))
         elif reason is None and max(width, height) > settings.tile_above:
             tiles = plan_tiles(width, height, settings.tile_size, settings.tile_overlap)
         named = None if groups is None else groups.get(file)

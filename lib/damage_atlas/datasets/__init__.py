@@ -11,6 +11,7 @@ docs/datasets/ says of each where it is to be had, and what to type.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,10 @@ def prepare(name: str, source: Path, out: Path, paper: bool = False, each: int |
     if not source.is_dir():
         raise InputError(f"{source} is no folder. Unpack {name} there first; docs/datasets/{name}.md says how.")
     dataset, left_out = DATASETS[name], LeftOut()
-    rows = list(dataset.read(source, paper, left_out))
+    try:
+        rows = list(dataset.read(source, paper, left_out))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: a table of {name} cannot be read ({error}). Unpack it again.") from error
     limit = each if each is not None else dataset.paper_each if paper else None
     settings = dataset.settings if not paper else ()
     return write_manifest(rows, source, out, limit, left_out, settings)

@@ -35,4 +35,6 @@ def read(source: Path, paper: bool, left_out: LeftOut) -> Iterator[Row]:
                     left_out["of walls, which the paper leaves out"] += 1
                 else:
                     photo = file.stem.partition("-")[0]
-                    yield Row(file.relative_to(source).as_posix(), f"{surface}_{state}", f"{letter}-{photo}")
+                    name = file.relative_to(root).as_posix()
+                    place = file.relative_to(source).as_posix()
+                    yield Row(place, f"{surface}_{state}", f"{letter}-{photo}", name=name)

@@ -83,11 +83,12 @@ def _columns(runs: str, where: str) -> Ints:
     try:
         numbers = np.array(runs.split(), np.int64)
         starts, lengths = numbers[::2] - 1, numbers[1::2]
-        if len(starts) != len(lengths) or min(starts.min(), lengths.min()) < 0:
+        if len(starts) != len(lengths) or not (numbers >= 0).all() or not (numbers <= WIDTH * HEIGHT).all():
             raise ValueError
-        if int((starts + lengths).max()) > WIDTH * HEIGHT:
+        # One after the other, as the encoding has them: else a line of text could name pixels without end.
+        if starts[0] < 0 or (starts[1:] < (starts + lengths)[:-1]).any() or starts[-1] + lengths[-1] > WIDTH * HEIGHT:
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(f"{where}: {runs[:40]!r} are no run lengths of {WIDTH} x {HEIGHT} pixels.") from None
     pixels = np.repeat(starts - np.r_[0, lengths[:-1].cumsum()], lengths) + np.arange(lengths.sum())
     return np.bincount(pixels // HEIGHT, minlength=WIDTH)

@@ -57,7 +57,7 @@ def with_validation(images: LabelledImages, seed: int) -> LabelledImages:
     if "test" not in dealt:
         raise InputError(
             f"of {len(rows)} training images in {len({groups[row] for row in rows})} group(s) nothing can be held out "
-            "to choose settings on. Give more groups, or catalog.split=random where images of a group may be told apart."
+            "to choose settings on. Give more groups."
         )
     for row, split in zip(rows, dealt, strict=True):
         splits[row] = split

@@ -81,6 +81,12 @@ def test_what_a_manifest_must_not_say(lines: list[str], why: str) -> None:
         read_manifest("\n".join([HEAD, *lines]).encode(), "list.csv")
 
 
+def test_boxes_that_are_one_inside_the_picture_are_refused(archive: Archive) -> None:
+    put(archive.images, {"a.jpg": jpeg(1, 100, 80)})
+    with pytest.raises(InputError, match="two boxes of 'a.jpg' that are one inside the picture"):
+        catalogued(archive, "a.jpg,x,0,0,100,80,", "a.jpg,y,0,0,120,80,")
+
+
 def test_a_box_outside_its_picture_is_refused(archive: Archive) -> None:
     put(archive.images, {"a.jpg": jpeg(1, 100, 80)})
     with pytest.raises(InputError, match="box 96, 0, 50 x 50 of 'a.jpg' lies outside the picture, which has 100 x 80"):

@@ -94,7 +94,10 @@ def test_severstal(tmp_path: Path, form: str) -> None:
     assert len({(r["file"], r["split"]) for r in seen}) == 3, "squares of one picture are on one side"
 
 
-@pytest.mark.parametrize("runs", ["1", "0 5", "1 -2", "x y", f"{WIDTH * HEIGHT} 2"])
+@pytest.mark.parametrize("runs", [
+    "1", "0 5", "1 -2", "x y", f"{WIDTH * HEIGHT} 2", "1 99999999999999999999", "1 9223372036854775807",
+    " ".join([f"1 {WIDTH * HEIGHT}"] * 1000), "9 3 1 2",
+])  # fmt: skip
 def test_a_mask_that_is_none(tmp_path: Path, runs: str) -> None:
     table = f"ImageId,ClassId,EncodedPixels\na.jpg,1,{runs}"
     source = put(tmp_path, {"train_images/a.jpg": picture(0, WIDTH, HEIGHT), "train.csv": table})
@@ -129,8 +132,14 @@ def test_the_paper_s_part_of_sdnet2018(tmp_path: Path, sdnet: Path) -> None:
     prepared = prepare("sdnet2018", sdnet, tmp_path / "m.csv", paper=True, each=4)
     assert prepared.classes == {"deck_crack": 4, "deck_non_crack": 4, "pavement_crack": 4, "pavement_non_crack": 4}
     assert prepared.left_out == {"of walls, which the paper leaves out": 12, "beyond 4 of their class": 8}
-    again = prepare("sdnet2018", sdnet, tmp_path / "again.csv", paper=True, each=4)
-    assert rows_of(again) == rows_of(prepared), "the draw is the same for everybody"
+    again = prepare("sdnet2018", sdnet.parent, tmp_path / "again.csv", paper=True, each=4)
+    drawn, elsewhere = ([row["file"].removeprefix("SDNET2018/") for row in rows_of(p)] for p in (prepared, again))
+    assert drawn == elsewhere, "the draw is the same for everybody, whatever folder is named"
+
+
+def coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> str:
+    categories = [{"id": 1, "name": "crack"}, {"id": 7, "name": "spalling + rust"}]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories})
 
 
 def sewer_table(frames: dict[str, list[str]]) -> str:
@@ -168,11 +177,6 @@ def test_the_paper_s_groups_of_sewer_ml(tmp_path: Path, sewers: Path) -> None:
     assert prepared.left_out["frames with several codes, or others than the paper's"] == 2
 
 
-def coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> str:
-    categories = [{"id": 1, "name": "crack"}, {"id": 7, "name": "spalling + rust"}]
-    return json.dumps({"images": images, "annotations": annotations, "categories": categories})
-
-
 def test_coco(tmp_path: Path) -> None:
     images = [
         {"id": i, "file_name": f"{i}.jpg", "width": 400, "height": 300} for i in (1, 2)
@@ -202,10 +206,33 @@ def test_coco(tmp_path: Path) -> None:
         ("val2017/1.jpg", "normal", "", "", "", "", "test"),
     ]
     assert prepared.left_out == {
-        "boxes that are there twice": 1,
         "boxes of crowds, outside, or a few pixels small": 1,
         "pictures that are not there": 1,
     }
+    assert {r["status"] for r in catalogued(tmp_path, prepared)} == {"ok"}
+
+
+def test_coco_in_several_files(tmp_path: Path) -> None:
+    """A picture named by two of them, a box with two labels, files without boxes; a folder called latest."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 400, "height": 300} for i in (1, 2)]
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 100, 100]}
+    panoptic = [{"image_id": 1, "segments_info": []}]
+    source = put(
+        tmp_path / "latest",
+        {
+            "train/a.json": coco(images, [box, box | {"category_id": 7}]), "train/copy.json": coco(images[:1], []),
+            "train/panoptic.json": coco(images, panoptic), "valid/a.json": coco(images[:1], []),
+            "extra/a.json": coco(images[:1], []),
+            **{f"{folder}/{i}.jpg": picture(i, 400, 300) for folder in ("train", "valid", "extra") for i in (1, 2)},
+        },
+    )  # fmt: skip
+    prepared = prepare("coco", source, tmp_path / "m.csv")
+    assert [(r["file"], r["label"], r["split"]) for r in rows_of(prepared)] == [
+        ("extra/1.jpg", "normal", ""),
+        ("train/1.jpg", "crack+spalling and rust", "train"),
+        ("train/2.jpg", "normal", "train"),
+        ("valid/1.jpg", "normal", "test"),
+    ]
     assert {r["status"] for r in catalogued(tmp_path, prepared)} == {"ok"}
 
 
@@ -227,7 +254,22 @@ def test_coco_beside_its_pictures_and_names_that_lead_out(tmp_path: Path) -> Non
         ("sewer-ml", {"x.txt": ""}, "no SewerML_Train.csv or SewerML_Val.csv"),
         ("sewer-ml", {"SewerML_Train.csv": "Filename,RB\n1.png,1"}, "columns AF, BE"),
         ("sewer-ml", {"SewerML_Val.csv": sewer_table({"1.png": []})}, "nothing to learn from .1 frames that are not"),
+        ("sewer-ml", {"SewerML_Val.csv": sewer_table({}), "a/1.png": "", "b/1.png": ""}, "have one name"),
+        ("sewer-ml", {"SewerML_Val.csv": b"\xff\xfe"}, "cannot be read"),
+        ("severstal", {"train_images/a.jpg": "", "train.csv": "ImageId," + "x" * 200_000}, "cannot be read"),
         ("coco", {"x.txt": ""}, "no file in COCO's format"),
+        ("coco", {"a.json": coco([{"id": 1, "file_name": "a" * 300, "width": 9, "height": 9}], [])}, "are not there"),
+        (
+            "coco",
+            {
+                "1.jpg": "",
+                "a.json": coco(
+                    [{"id": 1, "file_name": "1.jpg", "width": 1e999, "height": 9}],
+                    [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5]}],
+                ),
+            },
+            "not in COCO's format",
+        ),
         ("coco", {"a.json": "{"}, "is no JSON"),
         ("coco", {"a.json": '{"images": [{}], "annotations": [], "categories": []}'}, "not in COCO's format"),
         ("imagenet", {"x.txt": ""}, "severstal, sdnet2018, sewer-ml, coco are"),
