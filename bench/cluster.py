@@ -280,6 +280,7 @@ def _stage(count: int) -> dict[str, Any]:
 def _run_stage(
     vectors_ND: Floats, spec: ClusterSpec, old: OldMap | None, parts: dict[str, float]
 ) -> tuple[float, tuple[Ints, Any]]:
+    """With an old map it is a night without a new cluster: of each it is known how often it came back."""
     started = time.perf_counter()
     if old is None or old.landmark_N is None:
         mapped = choose_landmarks(vectors_ND, spec)
@@ -289,7 +290,8 @@ def _run_stage(
     _, _, found = map_and_cluster(vectors_ND, mapped, spec, old)
     parts["map and clusters"] = time.perf_counter() - started - sum(parts.values())
     near = found.near.ids_NK[:, :10]
-    measure_confidence(vectors_ND, near, found.labels_N, [None] * len(vectors_ND), spec, map_in_threads)
+    known = None if old is None else dict.fromkeys(range(int(found.labels_N.max()) + 1), 1.0)
+    measure_confidence(vectors_ND, near, found.labels_N, [None] * len(vectors_ND), spec, map_in_threads, known)
     parts["confidence"] = time.perf_counter() - started - sum(parts.values())
     return time.perf_counter() - started, (mapped, found)
 

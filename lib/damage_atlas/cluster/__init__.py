@@ -38,6 +38,7 @@ from damage_atlas.cluster.identity import identify_clusters, write_identity
 from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, redraw_because, spread
 from damage_atlas.cluster.layout import Layout, OldMap, lay_out
 from damage_atlas.cluster.moments import moments_of
+from damage_atlas.cluster.passports import Matching
 from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, point_table
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
@@ -52,6 +53,7 @@ __all__ = ["cluster_map", "map_and_cluster"]
 _MAP_NEIGHBOURS_PER_PERPLEXITY = 3  # van der Maaten 2014: three times the perplexity
 _CONFIDENCE_NEIGHBOURS = 10
 _LABEL_NEIGHBOURS = 10
+_DECIDES_CONFIDENCE = ("method", "eps", "min_neighbours", "split_apart", "perplexity", "resamples", "resample_points")
 _FEW_GROUPS = 10  # with fewer, leaving out a fifth of them says little
 
 
@@ -95,9 +97,12 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     points = point_table(observations, facts)
     first = _first_observation(observations, ids)
     near_ids = found.near.ids_NK[:, :_CONFIDENCE_NEIGHBOURS]
-    confidence = measure_confidence(vectors, near_ids, found.labels_N, _photos(first), spec, map_parts)
-    shared_information, explained = explained_by(found.labels_N, _classes(points, ids), _nuisances(first))
     version = (run.spec.previous_version or 0) + 1
+    reappeared = _reappeared(previous, matching, spec) if layout.how == "placed" else None
+    confidence = measure_confidence(
+        vectors, near_ids, found.labels_N, _photos(first), spec, map_parts, reappeared, (version - 1) * spec.resamples
+    )
+    shared_information, explained = explained_by(found.labels_N, _classes(points, ids), _nuisances(first))
     clusters = cluster_table(
         points, facts, matching, ClusterMarks(confidence, explained), _old_first_versions(previous), version
     )
@@ -229,6 +234,22 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     changed = facts.get("map_changed_since_fit", 0)
     same_method = all(getattr(spec, key) == getattr(old_spec, key) for key in ("method", "min_neighbours", "eps"))
     return OldMap(positions, gone, changed, refit, facts["eps"] if same_method else None, landmark)
+
+
+def _reappeared(previous: Run | None, matching: Matching, spec: ClusterSpec) -> dict[int, float]:
+    """Label -> how often its cluster came back in the version before, of those that are what they were."""
+    if previous is None:
+        return {}
+    old_spec = previous.spec.settings.cluster
+    if any(getattr(spec, key) != getattr(old_spec, key) for key in _DECIDES_CONFIDENCE):
+        return {}
+    table = previous.read_table("cluster", "clusters.parquet", ["cluster_id", "reappears"])
+    known = dict(zip(table["cluster_id"].to_pylist(), table["reappears"].to_pylist(), strict=True))
+    return {
+        label: known[cluster]
+        for label, cluster in matching.ids.items()
+        if matching.statuses[cluster] in ("kept", "grown", "shrunk") and known.get(cluster) is not None
+    }
 
 
 def _old_first_versions(previous: Run | None) -> dict[int, int]:

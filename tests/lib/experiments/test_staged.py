@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from damage_atlas.contracts import REFERENCE, ModelCard, Tombstone
 from damage_atlas.experiments.alerts import summary
@@ -53,6 +54,10 @@ def test_versions_follow_each_other_and_keep_their_ids(tmp_path: Path) -> None:
     kind_of = dict(zip(ids, kinds.tolist(), strict=True))
     of_cluster = {(cluster, kind_of[i]) for i, cluster in now.items() if cluster is not None}
     assert len({cluster for cluster, _ in of_cluster}) == len(of_cluster), "each cluster holds one kind"
+    # On a kept map with the same clusters two of six resamples are new.
+    seen = [run.read_table("cluster", "clusters.parquet")["reappears"].to_pylist() for run in (first, second)]
+    assert second.artifact("cluster").facts["map"] == "placed" and len(seen[0]) == len(seen[1])
+    assert all(share * 6 == pytest.approx(round(share * 6)) for share in seen[0])
     assert "kept" in lineage(second) and 0 <= _movement(first, second) < 0.5
     again = staged.cluster("two", ids, vectors, settings)
     assert again.artifact("cluster") == second.artifact("cluster"), "what is there is taken"
