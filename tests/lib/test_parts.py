@@ -15,7 +15,8 @@ def test_answers_come_in_order_though_they_are_awaited_side_by_side() -> None:
     together = threading.Barrier(4, timeout=30)  # broken, if fewer are asked for at a time
 
     def read(item: int) -> int:
-        together.wait()
+        if item < 4:  # of later ones, one that is slow might be left alone with fewer than three others
+            together.wait()
         return 10 * item
 
     assert list(read_ahead(read, range(40))) == [10 * item for item in range(40)]
