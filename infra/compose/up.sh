@@ -32,7 +32,14 @@ mkdir -p dags infra/archives infra/airflow/plugins var/images
 chmod -R a+rX dags infra lib workers
 
 $compose build
-$compose up -d
+# On an overloaded host Ray gives up on its own start after 30 s, its container tries again, and docker-compose 1.29 waits
+# for no second try.
+tries=1
+until $compose up -d; do
+    [ "$tries" -lt 3 ] || exit 1
+    tries=$((tries + 1))
+    sleep 30
+done
 
 waited_s=0
 while :; do
