@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow.sdk import Asset, AssetAlias, BaseNotifier, BaseOperatorLink, get_current_context, task
+from airflow.sdk import Asset, AssetAlias, BaseNotifier, BaseOperatorLink, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_ray_jobs import RayJobOperator
@@ -50,6 +50,22 @@ _TIMEOUT = timedelta(hours=2)
 def archives() -> list[ArchiveSpec]:
     """The archive files, by name."""
     return [parse_document(ArchiveSpec, file.read_text(), file.name) for file in sorted(ARCHIVES.glob("*.yaml"))]
+
+
+# What forms of trainings ask for.
+ITERATIONS = Param(
+    None,
+    type=["integer", "null"],
+    minimum=1,
+    title="Iterations",
+    description="Empty: as the archive's file says.",
+)
+
+
+def trainable_archive(description: str) -> Param:
+    """The form's choice among archives that name labelled images."""
+    names = [archive.archive for archive in archives() if archive.training_images]
+    return Param(names[0] if names else "", type="string", enum=names or [""], title="Archive", description=description)
 
 
 def model_asset(model: str) -> Asset:

@@ -13,10 +13,9 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param, get_current_context, task
 
 from airflow_ray_jobs import RayJobOperator
-from atlas_flow import DEFAULTS, GPU_POOL, archives, open_run, stage_task
+from atlas_flow import DEFAULTS, GPU_POOL, ITERATIONS, open_run, stage_task, trainable_archive
 from notify import alerts
 
-trainable = [archive.archive for archive in archives() if archive.training_images]
 _TIMEOUT = timedelta(hours=12)  # a try beyond it is stopped; the next one goes on where it was
 
 with DAG(
@@ -28,13 +27,7 @@ with DAG(
     tags=["damage-atlas", "training"],
     doc_md=__doc__,
     params={
-        "archive": Param(
-            trainable[0] if trainable else "",
-            type="string",
-            enum=trainable or [""],
-            title="Archive",
-            description="Whose labelled images and settings.",
-        ),
+        "archive": trainable_archive("Whose labelled images and settings."),
         "axes": Param(
             ["input_size", "embedding_size", "temperature", "positive_weight", "loss", "sampler"],
             type="array",
@@ -44,13 +37,7 @@ with DAG(
             description="Names of grids, or a setting with its values: learning_rate=1e-4,1e-3",
         ),
         "seeds": Param(1, type="integer", minimum=1, maximum=20, title="Seeds", description="Trainings of each value."),
-        "iterations": Param(
-            None,
-            type=["integer", "null"],
-            minimum=1,
-            title="Iterations",
-            description="Empty: as the archive's file says.",
-        ),
+        "iterations": ITERATIONS,
     },
     **alerts(36),
 ) as dag:

@@ -7,12 +7,10 @@ Give the archive. The number of iterations may be changed for one run; everythin
 
 from __future__ import annotations
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG
 
-from atlas_flow import DEFAULTS, PROMOTED, announce_model, archives, open_run, stage_task
+from atlas_flow import DEFAULTS, ITERATIONS, PROMOTED, announce_model, open_run, stage_task, trainable_archive
 from notify import alerts
-
-trainable = [archive.archive for archive in archives() if archive.training_images]
 
 with DAG(
     dag_id="train_model",
@@ -23,20 +21,8 @@ with DAG(
     tags=["damage-atlas", "training"],
     doc_md=__doc__,
     params={
-        "archive": Param(
-            trainable[0] if trainable else "",
-            type="string",
-            enum=trainable or [""],
-            title="Archive",
-            description="Whose model to train.",
-        ),
-        "iterations": Param(
-            None,
-            type=["integer", "null"],
-            minimum=1,
-            title="Iterations",
-            description="Empty: as the archive's file says.",
-        ),
+        "archive": trainable_archive("Whose model to train."),
+        "iterations": ITERATIONS,
     },
     **alerts(24),
 ) as dag:

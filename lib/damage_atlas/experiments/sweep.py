@@ -59,11 +59,6 @@ class Trial:
     places: tuple[tuple[str, str], ...]
     device: str = "cpu"
 
-    @property
-    def name(self) -> str:
-        """What it varies."""
-        return f"{', '.join(f'{axis} {value}' for axis, value in self.places)}; seed {self.train.seed}"
-
 
 def parse_axes(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Each a name of ``GRIDS``, or ``KEY=VALUE,VALUE`` with a setting of ``train``.
