@@ -20,6 +20,7 @@ import ray
 from ray import tune
 
 from damage_atlas.errors import ContractError, ObjectExistsError
+from damage_atlas.experiments.log import Row
 from damage_atlas.experiments.plots import draw_axes
 from damage_atlas.experiments.sweep import (
     GRIDS,
@@ -78,12 +79,18 @@ def run_trial(config: dict[str, Any]) -> None:
     tune.report({"told": in_words({**row, "places": config["places"], "seed": trial.train.seed})})
 
 
-def measure(run: Run, trials: Sequence[Trial], progress: Progress) -> None:
-    """Measure them all; their rows are in the store afterwards.
+def measure(run: Run, trials: Sequence[Trial], of: int, progress: Progress) -> list[Row]:
+    """Rows of those that nobody has measured.
+
+    Args:
+        of: how many the sweep has in all.
 
     Raises:
         ContractError: some were lost more often than they are tried.
     """
+    progress.add(of - len(trials), note="known already")
+    if not trials:
+        return []
     threads = max(trial.train.threads_per_shard * trial.train.shards for trial in trials)
     gpus = {"GPU": 1} if trials[0].device == "cuda" else {}
     configs = [
@@ -113,6 +120,7 @@ def measure(run: Run, trials: Sequence[Trial], progress: Progress) -> None:
     if errors:
         last = " ".join(str(errors[0]).split())[-300:]
         raise ContractError(f"{len(errors)} of {len(trials)} trainings were lost: {last}", retryable=True)
+    return [row for trial in trials if (row := read_row(run.store, trial)) is not None]
 
 
 def main() -> None:
@@ -132,12 +140,8 @@ def main() -> None:
         connect()
         device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
         trials = plan_sweep(labelled_images(run), run.spec.settings, axes, range(arguments.seeds), device)
-        missing = [trial for trial in trials if read_row(run.store, trial) is None]
         with Progress("sweep", "trainings", len(trials)) as progress:
-            progress.add(len(trials) - len(missing), note="known already")
-            if missing:
-                measure(run, missing, progress)
-        rows = list(sweep(run, trials))
+            rows = list(sweep(run, trials, lambda missing: measure(run, missing, len(trials), progress)))
         table = tabulate(rows, axes)
         asked = hashlib.sha256(json.dumps([axes, arguments.seeds, device]).encode()).hexdigest()[:8]
         folder = f"experiments/sweep/{run.spec.run_id}-{asked}"
