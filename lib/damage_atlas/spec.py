@@ -105,7 +105,7 @@ class TrainSpec(Document):
     shards: int = Field(2, ge=1)
     threads_per_shard: int = Field(1, ge=1, le=1024)
     workers: int = Field(2, ge=1)  # Ray Train processes, one per GPU or CPU worker
-    # Whether the version becomes the model's current one: unless its held-out kNN accuracy is well below that one's.
+    # Whether the version becomes the model's current one: unless that one is better on what is held out.
     promote: Literal["unless_worse", "always", "never"] = "unless_worse"
     checkpoint_every: int = Field(100, ge=1)  # iterations
     evaluate_every: int = Field(250, ge=1)  # iterations

@@ -8,6 +8,7 @@ losses.py        the MN-pair loss and its relatives
 loop.py          the training loop, on one worker or several
 checkpoints.py   so that a run that was stopped goes on
 evaluate.py      scores on the held-out split
+compare.py       whether a new version is worse than the one in use
 register.py      weights, card and reference vectors of a model version
 """
 
@@ -26,6 +27,7 @@ from damage_atlas.network import best_device
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
 from damage_atlas.train.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from damage_atlas.train.compare import compare_with_current
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, quick_knn_accuracy
 from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, make_batches, make_optimizer
@@ -115,7 +117,10 @@ def train_rank(
             return
         network.eval()
         vectors = embed_rows(network, pixels, np.arange(len(images)), spec)
-        register_model(run, stage, images, vectors, state, trainer.dtype)
+        # A run of all stages goes on with its own model, however good the one in use.
+        decides = spec.promote == "unless_worse" and run.spec.kind != "run"
+        comparison = compare_with_current(run, images, vectors, pixels, device) if decides else None
+        register_model(run, stage, images, vectors, state, trainer.dtype, comparison)
 
 
 def sealed_training(run: Run) -> Artifact:

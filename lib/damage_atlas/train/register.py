@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save
 
 from damage_atlas.contracts import HISTORY, REFERENCE, Artifact, ModelCard, Output
-from damage_atlas.errors import InputError, ObjectExistsError
-from damage_atlas.store import Run, Stage, load_model_card, promote_model, resolve_model
+from damage_atlas.errors import ObjectExistsError
+from damage_atlas.store import Run, Stage, load_model_card, promote_model
 from damage_atlas.store.objects import sha256
 from damage_atlas.store.runs import code_version, table_bytes, write_output
+from damage_atlas.train.compare import Comparison
 from damage_atlas.train.data import LabelledImages
 from damage_atlas.train.evaluate import Floats, held_out_scores
 from damage_atlas.train.loop import TrainingState
@@ -22,13 +23,23 @@ from damage_atlas.train.start import network_arguments
 
 logger = logging.getLogger(__name__)
 
-_WORSE = 0.05  # of held-out kNN accuracy: what the draw of a few hundred images explains, and a seed
-
 
 def register_model(
-    run: Run, stage: Stage, images: LabelledImages, vectors_ND: Floats, state: TrainingState, dtype: torch.dtype
+    run: Run,
+    stage: Stage,
+    images: LabelledImages,
+    vectors_ND: Floats,
+    state: TrainingState,
+    dtype: torch.dtype,
+    comparison: Comparison | None = None,
 ) -> Artifact:
-    """Write the model version's objects, promote it unless it is worse, and seal the train stage."""
+    """Write the model version's objects, promote it unless it is worse, and seal the train stage.
+
+    Args:
+        vectors_ND: of ``images``, by the trained network.
+        dtype: that the network was trained in.
+        comparison: with the version in use; None where there is nothing to be worse than.
+    """
     spec, store = run.spec.settings.train, run.store
     scores = held_out_scores(images, vectors_ND)
     if scores:
@@ -79,7 +90,7 @@ def register_model(
     stage.adopt("model.json", Output(key=card_key, sha256=sha256(data), size_bytes=len(data)))
     stage.adopt("model.safetensors", card.weights)
     stage.adopt("reference.parquet", card.reference)
-    kept_back = _kept_back(run, card)
+    kept_back = _kept_back(run, comparison)
     if kept_back:
         logger.warning("train: %s is not promoted: %s", run.spec.run_id, kept_back)
     else:
@@ -102,26 +113,20 @@ def register_model(
             "scores": scores,
             "promoted": not kept_back,
             "kept_back": kept_back or None,
+            "compared_with": comparison and comparison.version,
+            "knn_accuracy_before": comparison and comparison.accuracy_before,
         },
     )
 
 
-def _kept_back(run: Run, card: ModelCard) -> str:
+def _kept_back(run: Run, comparison: Comparison | None) -> str:
     """Why the version must not become the current one, on which archives are re-clustered unasked; empty if it may."""
-    wanted = run.spec.settings.train.promote
-    if wanted == "always" or run.spec.kind == "run":  # such a run goes on with its own model
-        return ""
-    if wanted == "never":
+    if run.spec.settings.train.promote == "never" and run.spec.kind != "run":  # which goes on with its own model
         return "train.promote is never"
-    try:
-        before = resolve_model(run.store, run.spec.model.partition("@")[0])
-    except InputError:
-        return ""
-    mine, theirs = (scores.get("knn_accuracy") for scores in (card.scores, before.scores))
-    comparable = set(card.classes) == set(before.classes) and mine is not None and theirs is not None
-    if before.version == card.version or not comparable or mine >= theirs - _WORSE:  # type: ignore[operator]
+    if comparison is None or not comparison.is_worse:
         return ""
     return (
-        f"its kNN accuracy on what is held out is {mine:.3f}, that of {before.version}, which stays, {theirs:.3f}. "
-        f"Look at its settings, or promote it by hand: damage-atlas promote {card.model}@{card.version}"
+        f"its kNN accuracy on what is held out is {comparison.accuracy:.3f}, that of {comparison.version}, which "
+        f"stays, {comparison.accuracy_before:.3f} on the same images. Look at its settings, or promote it by hand: "
+        f"damage-atlas promote {run.spec.model}@{run.spec.run_id}"
     )

@@ -251,7 +251,8 @@ def test_a_worse_model_does_not_replace_the_one_in_use(
     never = training_run(tmp_path, images, *good, "train.seed=2", "train.promote=never")
     assert train_model(never).facts["kept_back"] == "train.promote is never"
     as_good = training_run(tmp_path, images, *good, "train.seed=3")
-    assert train_model(as_good).facts["promoted"] is True
+    facts = train_model(as_good).facts
+    assert facts["promoted"] is True and facts["compared_with"] == first.spec.run_id
     asked = training_run(tmp_path, images, *thrown_about, "train.seed=4", "train.promote=always")
     assert train_model(asked).facts["promoted"] is True
     assert resolve_model(first.store, "m").version == asked.spec.run_id

@@ -1,0 +1,89 @@
+"""Whether a new model version is worse than the one in use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from damage_atlas.pipeline import run_stage
+from damage_atlas.spec import Settings, with_overrides
+from damage_atlas.store import Run, Store, load_model_card, resolve_model, start_run
+from damage_atlas.train import train_model
+from damage_atlas.train.compare import is_worse
+from tests.support.small_archive import make_labelled
+
+GOOD = ("train.iterations=60", "train.learning_rate=0.002")
+THROWN_ABOUT = ("train.iterations=1", "train.learning_rate=1000")
+
+
+def test_a_few_images_more_or_less_are_chance() -> None:
+    assert not _is_worse(lost=2, won=0, same=98)
+    assert not _is_worse(lost=12, won=8, same=80)
+    assert _is_worse(lost=4, won=0, same=96)
+
+
+def test_more_than_a_twentieth_is_worse_whatever_chance_says() -> None:
+    assert _is_worse(lost=2, won=0, same=28)
+    assert not _is_worse(lost=0, won=2, same=28)
+
+
+def test_a_certain_loss_of_less_than_a_hundredth_does_not_matter() -> None:
+    assert not _is_worse(lost=90, won=0, same=9910)
+    assert _is_worse(lost=110, won=0, same=9890)
+
+
+def test_images_of_one_photo_count_together() -> None:
+    """Four tiles of one photo are one thing that went wrong."""
+    assert _is_worse(lost=4, won=0, same=96)
+    assert not _is_worse(lost=4, won=0, same=96, groups=[*["photo"] * 4, *map(str, range(96))])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labelled(tmp_path_factory.mktemp("images") / "images", each=8)
+
+
+def test_models_of_other_sizes_and_other_classes_are_compared_too(tmp_path: Path, images: Path) -> None:
+    first = _trained(tmp_path, images, *GOOD)
+    larger = _trained(tmp_path, images, *THROWN_ABOUT, "train.input_size=48")
+    facts = larger.artifact("train").facts
+    assert facts["compared_with"] == first.spec.run_id and facts["promoted"] is False
+    # The one in use is asked, not its card: on the same images, by the same pixels as in its own training.
+    assert facts["knn_accuracy_before"] == first.artifact("train").facts["scores"]["knn_accuracy"]
+
+    fewer = sorted(folder for folder in images.iterdir() if folder.is_dir())[:2]
+    some = tmp_path / "some"
+    for folder in fewer:
+        shutil.copytree(folder, some / folder.name)
+    of_fewer = _trained(tmp_path, some, *THROWN_ABOUT)
+    assert set(load_model_card(of_fewer.store, "m", of_fewer.spec.run_id).classes) == {f.name for f in fewer}
+    assert of_fewer.artifact("train").facts["compared_with"] == first.spec.run_id
+
+
+def test_a_model_in_use_that_cannot_be_read_is_replaced(
+    tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = _trained(tmp_path, images, *GOOD)
+    (tmp_path / load_model_card(first.store, "m", first.spec.run_id).weights.key).write_bytes(b"not weights")
+    second = _trained(tmp_path, images, *THROWN_ABOUT)
+    assert second.artifact("train").facts["compared_with"] is None
+    assert f"m@{first.spec.run_id}, which is in use, cannot be compared with" in caplog.text
+    assert resolve_model(second.store, "m").version == second.spec.run_id
+
+
+def _is_worse(lost: int, won: int, same: int, groups: list[str] | None = None) -> bool:
+    was_right = np.array([True] * lost + [False] * won + [True] * same)
+    right = np.array([False] * lost + [True] * won + [True] * same)
+    return is_worse(right, was_right, groups or [str(place) for place in range(len(right))])
+
+
+def _trained(folder: Path, images: Path, *assignments: str) -> Run:
+    small = ["train.input_size=32", "train.batch_size=24", "train.precision=float32"]
+    settings = with_overrides(Settings(), [*small, *assignments])
+    run = start_run(Store(folder), images=str(images), kind="train", archive="a", model="m", settings=settings)
+    run_stage(run, "catalog")
+    train_model(run)
+    return run
