@@ -23,21 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from openTSNE import TSNE as OpenTSNE
 from sklearn.cluster import DBSCAN
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 
-from damage_atlas.cluster import map_and_cluster
+from damage_atlas.cluster import map_and_cluster, neighbours_on_map
 from damage_atlas.cluster.confidence import Confidence, measure_confidence
 from damage_atlas.cluster.dbscan import dbscan
 from damage_atlas.cluster.density import find_clusters
-from damage_atlas.cluster.landmarks import choose_landmarks, estimate_memory
+from damage_atlas.cluster.landmarks import Clustered, choose_landmarks, estimate_memory
 from damage_atlas.cluster.layout import OldMap
+from damage_atlas.cluster.near import kept_neighbours, neighbour_table
 from damage_atlas.cluster.passports import match_clusters
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.demo.truth import read_truth
-from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
+from damage_atlas.neighbours import Floats, Ints, Neighbours, exact_neighbours, read_vectors, without_self
 from damage_atlas.parts import map_in_threads
 from damage_atlas.query import published_run
 from damage_atlas.spec import ClusterSpec
@@ -99,13 +101,16 @@ def measure_stage(count: int) -> None:
     full = _alone(f"stage-{count}")
     print(
         f"stage, {count:,} vectors, {full['landmarks']:,} on the map: {full['seconds']:.0f} s "
-        f"({', '.join(f'{name} {value:.0f}' for name, value in full['parts'].items())}), {full['mib']:,.0f} MiB "
-        f"(estimated {full['estimate_mib']:,.0f}), ARI with the kinds {full['ari']:.3f}; 1% new: "
-        f"{full['again_seconds']:.0f} s, {full['again_seconds'] / full['seconds']:.0%}; with a fifth as landmarks "
-        f"{full['fifth_seconds']:.0f} s, ARI with the full answer {full['fifth_ari']:.3f}, landmarks that disagree "
-        f"{full['fifth_disagreement']:.1%}",
+        f"({_each(full['parts'])}), {full['mib']:,.0f} MiB (estimated {full['estimate_mib']:,.0f}), ARI with the kinds "
+        f"{full['ari']:.3f}; 1% new: {full['again_seconds']:.0f} s, {full['again_seconds'] / full['seconds']:.0%} "
+        f"({_each(full['again_parts'])}); with a fifth as landmarks {full['fifth_seconds']:.0f} s, ARI with the full "
+        f"answer {full['fifth_ari']:.3f}, landmarks that disagree {full['fifth_disagreement']:.1%}",
         flush=True,
     )
+
+
+def _each(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.0f}" for name, seconds in parts.items())
 
 
 def follow_demo(out: Path) -> None:
@@ -255,14 +260,16 @@ def _stage(count: int) -> dict[str, Any]:
     everything, kinds = archive(count + new)
     vectors, kind = everything[:count], kinds[:count]
     parts: dict[str, float] = {}
-    seconds, (mapped, found) = _run_stage(vectors, spec, None, parts)
+    seconds, (mapped, near, found) = _run_stage(vectors, spec, None, parts)
     peak = _peak_mib()
     old = np.full((count + new, 2), np.nan)
     old[:count] = found.positions_N2
     was = np.isin(np.arange(count + new), mapped)
-    again_seconds, _ = _run_stage(everything, spec, OldMap(old, landmark_N=was), {})
+    table = neighbour_table([str(row) for row in mapped], near)
+    again: dict[str, float] = {}
+    again_seconds, _ = _run_stage(everything, spec, OldMap(old, landmark_N=was), again, table)
     fifth = spec.model_copy(update={"landmarks": min(count, spec.landmarks) // 5, "resamples": 0})
-    fifth_seconds, (_, spread) = _run_stage(vectors, fifth, None, {})
+    fifth_seconds, (_, _, spread) = _run_stage(vectors, fifth, None, {})
     return {
         "seconds": seconds,
         "parts": parts,
@@ -271,6 +278,7 @@ def _stage(count: int) -> dict[str, Any]:
         "estimate_mib": estimate_memory(count, len(mapped), 16, spec) / 2**20,
         "ari": float(adjusted_rand_score(kind, found.labels_N)),
         "again_seconds": again_seconds,
+        "again_parts": again,
         "fifth_seconds": fifth_seconds,
         "fifth_ari": float(adjusted_rand_score(found.labels_N, spread.labels_N)),
         "fifth_disagreement": spread.disagreement,
@@ -278,22 +286,29 @@ def _stage(count: int) -> dict[str, Any]:
 
 
 def _run_stage(
-    vectors_ND: Floats, spec: ClusterSpec, old: OldMap | None, parts: dict[str, float]
-) -> tuple[float, tuple[Ints, Any]]:
-    """With an old map it is a night without a new cluster: of each it is known how often it came back."""
+    vectors_ND: Floats, spec: ClusterSpec, old: OldMap | None, parts: dict[str, float], table: pa.Table | None = None
+) -> tuple[float, tuple[Ints, Neighbours, Clustered]]:
+    """With an old map it is a night without a new cluster: of each it is known how often it came back.
+
+    Args:
+        table: the neighbours that the version of the old map has kept.
+    """
     started = time.perf_counter()
     if old is None or old.landmark_N is None:
         mapped = choose_landmarks(vectors_ND, spec)
     else:
         mapped = choose_landmarks(vectors_ND, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
     parts["landmarks"] = time.perf_counter() - started
-    _, _, found = map_and_cluster(vectors_ND, mapped, spec, old)
+    kept = None if table is None else kept_neighbours(table, [str(row) for row in mapped])
+    nearest = neighbours_on_map(vectors_ND, mapped, spec, kept)
+    parts["neighbours"] = time.perf_counter() - started - sum(parts.values())
+    _, _, found = map_and_cluster(vectors_ND, mapped, spec, old, nearest)
     parts["map and clusters"] = time.perf_counter() - started - sum(parts.values())
     near = found.near.ids_NK[:, :10]
     known = None if old is None else dict.fromkeys(range(int(found.labels_N.max()) + 1), 1.0)
     measure_confidence(vectors_ND, near, found.labels_N, [None] * len(vectors_ND), spec, map_in_threads, known)
     parts["confidence"] = time.perf_counter() - started - sum(parts.values())
-    return time.perf_counter() - started, (mapped, found)
+    return time.perf_counter() - started, (mapped, nearest, found)
 
 
 def _peak_mib() -> float:

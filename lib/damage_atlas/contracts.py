@@ -183,6 +183,14 @@ EXEMPLARS: Final = pa.schema(
     ]
 )
 
+NEIGHBOURS: Final = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("near", pa.list_(pa.int32()), nullable=False),
+        pa.field("farthest", pa.float32(), nullable=False),
+    ]
+)
+
 NOISE: Final = pa.schema(
     [
         pa.field("rank", pa.int32(), nullable=False),  # 1 is first
@@ -284,6 +292,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "cluster/ledger.parquet": CLUSTER_LEDGER,
     "cluster/flows.parquet": FLOWS,
     "cluster/exemplars.parquet": EXEMPLARS,
+    "cluster/neighbours.parquet": NEIGHBOURS,
     "cluster/noise.parquet": NOISE,
     "explain/explanations.parquet": EXPLANATIONS,
     "report/assets.parquet": ASSETS,

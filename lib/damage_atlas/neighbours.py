@@ -49,13 +49,16 @@ def exact_neighbours(vectors_ND: Floats, k: int, queries_QD: Floats | None = Non
     return Neighbours(np.take_along_axis(ids, order, 1), np.take_along_axis(similarities, order, 1))
 
 
-def without_self(neighbours: Neighbours, k: int) -> Neighbours:
+def without_self(neighbours: Neighbours, k: int, rows_N: Ints | None = None) -> Neighbours:
     """Drop each row's own id from neighbours that were searched among themselves, and keep ``k``.
 
     With identical vectors a row may not be among its own neighbours; then its last one is dropped.
+
+    Args:
+        rows_N: the ids of those that were searched for; None for all, in order.
     """
     n, width = neighbours.ids_NK.shape
-    own = neighbours.ids_NK == np.arange(n)[:, None]
+    own = neighbours.ids_NK == (np.arange(n) if rows_N is None else rows_N)[:, None]
     own[~own.any(axis=1), width - 1] = True
     keep = ~own
     ids = neighbours.ids_NK[keep].reshape(n, width - 1)[:, :k]

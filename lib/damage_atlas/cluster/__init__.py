@@ -2,6 +2,7 @@
 
 tsne.py        t-SNE (openTSNE on FAISS neighbours), of all points or of new ones among old ones
 landmarks.py   of archives too large for one map: which images are on it, and how the others follow
+near.py        neighbours that a version keeps for the next
 layout.py      the map: the previous version's with new points placed, or a new one turned to lie like it
 dbscan.py      exact DBSCAN of points in the plane, in bounded memory; pure
 radius.py      eps without labels, checked by stability
@@ -38,17 +39,18 @@ from damage_atlas.cluster.identity import identify_clusters, write_identity
 from damage_atlas.cluster.landmarks import Clustered, check_memory, choose_landmarks, redraw_because, spread
 from damage_atlas.cluster.layout import Layout, OldMap, lay_out
 from damage_atlas.cluster.moments import moments_of
+from damage_atlas.cluster.near import WORTH_KEEPING, KeptNeighbours, find_neighbours, kept_neighbours, neighbour_table
 from damage_atlas.cluster.passports import Matching
 from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, point_table
 from damage_atlas.contracts import Artifact
 from damage_atlas.metrics import agreement, knn_predict
-from damage_atlas.neighbours import Floats, Ints, exact_neighbours, read_vectors, without_self
+from damage_atlas.neighbours import Floats, Ints, Neighbours, exact_neighbours, read_vectors
 from damage_atlas.parts import MapParts, map_in_threads
 from damage_atlas.spec import ClusterSpec
 from damage_atlas.store import Run
 from damage_atlas.store.versions import read_reference, run_model
 
-__all__ = ["cluster_map", "map_and_cluster"]
+__all__ = ["cluster_map", "map_and_cluster", "neighbours_on_map"]
 
 _MAP_NEIGHBOURS_PER_PERPLEXITY = 3  # van der Maaten 2014: three times the perplexity
 _CONFIDENCE_NEIGHBOURS = 10
@@ -73,7 +75,9 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     else:
         mapped = choose_landmarks(vectors, spec, old.landmark_N, np.isnan(old.positions_N2[:, 0]))
     memory = check_memory(len(ids), len(mapped), vectors.shape[1], spec)
-    layout, on_map, found = map_and_cluster(vectors, mapped, spec, old)
+    mapped_ids = [ids[row] for row in mapped]
+    near = neighbours_on_map(vectors, mapped, spec, _kept_neighbours(previous, old, mapped_ids))
+    layout, on_map, found = map_and_cluster(vectors, mapped, spec, old, near)
 
     matching = identify_clusters(run, previous, ids, vectors, found.labels_N)
     reference = read_reference(run.store, run_model(run))
@@ -108,6 +112,8 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
     stage.write_table("points.parquet", points)
     stage.write_table("clusters.parquet", clusters)
+    if len(mapped) >= WORTH_KEEPING:
+        stage.write_table("neighbours.parquet", neighbour_table(mapped_ids, near))
     write_identity(stage, previous, matching, ids, vectors, found.labels_N, clusters)
     moments = moments_of(run)
     write_noise(stage, previous, ids, found.near, found.labels_N, points, moments)
@@ -155,17 +161,24 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
 
 
-def map_and_cluster(
-    vectors_ND: Floats, mapped_M: Ints, spec: ClusterSpec, old: OldMap | None
-) -> tuple[Layout, FoundClusters, Clustered]:
-    """The map of the landmarks, their clusters, and what follows from both for all images."""
-    vectors = vectors_ND[mapped_M]
+def neighbours_on_map(
+    vectors_ND: Floats, mapped_M: Ints, spec: ClusterSpec, kept: KeptNeighbours | None = None
+) -> Neighbours:
+    """Of each landmark its nearest among them, as many as the map and all that follows it ask for."""
     wanted = max(int(_MAP_NEIGHBOURS_PER_PERPLEXITY * spec.perplexity), _CONFIDENCE_NEIGHBOURS)
-    near = (
-        without_self(exact_neighbours(vectors, wanted + 1), wanted)
-        if len(vectors) > 1
-        else exact_neighbours(vectors, 0)
-    )
+    return find_neighbours(vectors_ND[mapped_M], wanted, kept)
+
+
+def map_and_cluster(
+    vectors_ND: Floats, mapped_M: Ints, spec: ClusterSpec, old: OldMap | None, near: Neighbours | None = None
+) -> tuple[Layout, FoundClusters, Clustered]:
+    """The map of the landmarks, their clusters, and what follows from both for all images.
+
+    Args:
+        near: what :func:`neighbours_on_map` has found, if it is known already.
+    """
+    vectors = vectors_ND[mapped_M]
+    near = neighbours_on_map(vectors_ND, mapped_M, spec) if near is None else near
     layout = lay_out(vectors, near, spec, old and replace(old, positions_N2=old.positions_N2[mapped_M]))
     kept = old if layout.how == "placed" else None
     found = find_clusters(layout.positions_N2, vectors, spec, eps_before=kept.eps if kept else None)
@@ -234,6 +247,15 @@ def _old_map(run: Run, previous: Run | None, points: pa.Table | None, ids: list[
     changed = facts.get("map_changed_since_fit", 0)
     same_method = all(getattr(spec, key) == getattr(old_spec, key) for key in ("method", "min_neighbours", "eps"))
     return OldMap(positions, gone, changed, refit, facts["eps"] if same_method else None, landmark)
+
+
+def _kept_neighbours(previous: Run | None, old: OldMap | None, mapped_ids: list[str]) -> KeptNeighbours | None:
+    # With an old map that may be kept, the model is the same.
+    if previous is None or old is None or old.refit:
+        return None
+    if "neighbours.parquet" not in previous.artifact("cluster").outputs:
+        return None
+    return kept_neighbours(previous.read_table("cluster", "neighbours.parquet"), mapped_ids)
 
 
 def _reappeared(previous: Run | None, matching: Matching, spec: ClusterSpec) -> dict[int, float]:
