@@ -218,7 +218,7 @@ class ClusterSpec(Document):
     split_apart: float | None = Field(0.5, ge=-1, le=1)
     min_neighbours: int = Field(10, ge=1)
     resamples: int = Field(6, ge=0, le=100)  # maps that are made to see which clusters come back; 0: none
-    resamples_kept: int = Field(2, ge=1, le=100)  # as many where all clusters are those of the version before
+    resamples_kept: int = Field(1, ge=1, le=100)  # as many where all clusters are those of the version before
     resample_points: int = Field(2000, ge=100)  # images of such a map
     threads: int = Field(2, ge=1, le=1024)
     # An alert needs this much: -log10 of the chance of so many new images there, all places counted in. 3 gave no

@@ -104,7 +104,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     version = (run.spec.previous_version or 0) + 1
     reappeared = _reappeared(previous, matching, spec) if layout.how == "placed" else None
     confidence = measure_confidence(
-        vectors, near_ids, found.labels_N, _photos(first), spec, map_parts, reappeared, (version - 1) * spec.resamples
+        vectors, near_ids, found.labels_N, _photos(first), spec, map_parts, reappeared, version - 1
     )
     shared_information, explained = explained_by(found.labels_N, _classes(points, ids), _nuisances(first))
     clusters = cluster_table(

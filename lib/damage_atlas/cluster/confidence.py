@@ -69,7 +69,7 @@ def measure_confidence(
     spec: ClusterSpec,
     map_parts: MapParts,
     before: Mapping[int, float] | None = None,
-    first: int = 0,
+    earlier_rounds: int = 0,
 ) -> Confidence:
     """Cluster again on maps of other seeds, of four fifths of the photos, with eps up to a fifth smaller and larger.
 
@@ -81,7 +81,7 @@ def measure_confidence(
         labels_N: the clusters, -1 for noise.
         groups_N: which images come from one photo and are drawn together; None: by itself.
         before: label -> share of the earlier resamples in which the cluster came back.
-        first: number of the first resample; from version to version others are to be drawn.
+        earlier_rounds: versions before this one, so that each draws others, and of a few the eps takes turns too.
     """
     clusters = int(labels_N.max(initial=-1)) + 1
     cohesion = _cohesion(near_ids_NK, labels_N, clusters)
@@ -90,9 +90,11 @@ def measure_confidence(
     groups = _codes([f"image {row}" if group is None else f"group {group}" for row, group in enumerate(groups_N)])
     is_known = before is not None and all(label in before for label in range(clusters))
     wanted = min(spec.resamples_kept, spec.resamples) if is_known else spec.resamples
+    turns = [(earlier_rounds * wanted + place) % spec.resamples for place in range(wanted)]
+    numbers = [earlier_rounds * spec.resamples + turn for turn in turns]
     resamples = [
         _Resample(number, _draw(labels_N, groups, spec, np.random.default_rng((spec.seed, number))))
-        for number in range(first, first + wanted)
+        for number in numbers
     ]
 
     # A cluster of a dozen images keeps nine or ten of them: with as many neighbours asked for as before it could not

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -63,8 +64,9 @@ def find_clusters(
             radius = choose_eps(positions_N2, least, eps_before)
         else:
             radius = Radius(float(spec.eps))
-    radius = replace(radius, eps=radius.eps * eps_factor)
-    found = dbscan_clusters(positions_N2, radius.eps, least)
+    if eps_factor != 1:
+        radius = replace(radius, eps=radius.eps * eps_factor, found=None)
+    found = _as_clusters(*(radius.found or dbscan(positions_N2, radius.eps, least)))
     if apart is not None:
         split = split_clusters(found, positions_N2, vectors_ND, radius.eps, least, apart)
         found = replace(split, split=int(split.labels_N.max(initial=-1) - found.labels_N.max(initial=-1)))
@@ -73,10 +75,13 @@ def find_clusters(
 
 def dbscan_clusters(positions_N2: Floats, eps: float, min_neighbours: int) -> FoundClusters:
     """Core points have ``min_neighbours`` points (themselves included, as in MATLAB) within ``eps``."""
-    found, is_core = dbscan(positions_N2, eps, min_neighbours)
-    labels = _by_size(found)
+    return _as_clusters(*dbscan(positions_N2, eps, min_neighbours))
+
+
+def _as_clusters(found_N: Ints, is_core_N: NDArray[np.bool_]) -> FoundClusters:
+    labels = _by_size(found_N)
     roles = [
-        "noise" if label < 0 else "core" if core else "border" for label, core in zip(labels, is_core, strict=True)
+        "noise" if label < 0 else "core" if core else "border" for label, core in zip(labels, is_core_N, strict=True)
     ]
     return FoundClusters(labels, roles)
 

@@ -5,7 +5,7 @@ N points on the map.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,20 @@ _BODY_SHARE = 0.9  # of all points: a cluster of more is the whole map, however 
 _NOISE_SHARE = 0.25  # with more noise, the radius is that of the densest spots
 
 
+Found = tuple[Ints, NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
 class Radius:
     """A radius for DBSCAN; ``stability`` is the lower ARI with the clusters of 0.8 and of 1.25 times it.
 
-    Of a radius that was set, neither is known.
+    Of a radius that was set, neither is known. ``found`` is DBSCAN's answer with it: labels and core points.
     """
 
     eps: float
     knee: float | None = None
     stability: float | None = None
+    found: Found | None = field(default=None, compare=False, repr=False)
 
 
 def choose_eps(positions_N2: Floats, min_neighbours: int, before: float | None = None) -> Radius:
@@ -48,19 +52,19 @@ def choose_eps(positions_N2: Floats, min_neighbours: int, before: float | None =
     """
     knee = find_knee(positions_N2, min_neighbours)
     if before is not None:
-        held = _stability([dbscan(positions_N2, before * factor, min_neighbours)[0] for factor in (0.8, 1, 1.25)])
-        if held >= _STABLE:
-            return Radius(before, knee, held)
+        around = [dbscan(positions_N2, before * factor, min_neighbours) for factor in (0.8, 1, 1.25)]
+        if (held := _stability([labels for labels, _ in around])) >= _STABLE:
+            return Radius(before, knee, held, around[1])
     steps = range(-_FARTHEST - _STEPS_OF_A_QUARTER, _FARTHEST + _STEPS_OF_A_QUARTER + 1)
-    found = {step: dbscan(positions_N2, knee * _STEP**step, min_neighbours)[0] for step in steps}
+    found = {step: dbscan(positions_N2, knee * _STEP**step, min_neighbours) for step in steps}
     stability = {
-        step: _stability([found[step + other] for other in (-_STEPS_OF_A_QUARTER, 0, _STEPS_OF_A_QUARTER)])
+        step: _stability([found[step + other][0] for other in (-_STEPS_OF_A_QUARTER, 0, _STEPS_OF_A_QUARTER)])
         for step in range(-_FARTHEST, _FARTHEST + 1)
     }
     stable = [step for step, value in stability.items() if value >= _STABLE]
     # As near to the knee as can be; of two equally near the wider, which leaves less noise.
     step = min(stable, key=lambda step: (abs(step), -step), default=0)
-    return Radius(knee * _STEP**step, knee, stability[step])
+    return Radius(knee * _STEP**step, knee, stability[step], found[step])
 
 
 def find_knee(positions_N2: Floats, min_neighbours: int) -> float:

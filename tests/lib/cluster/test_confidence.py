@@ -205,14 +205,16 @@ def test_what_is_known_of_every_cluster_is_brought_up_to_date_by_a_few_resamples
         made.append([part.number for part in parts])
         return map(function, parts)
 
-    def measure(before: dict[int, float] | None, first: int = 0) -> Confidence:
+    def measure(before: dict[int, float] | None, earlier_rounds: int = 0) -> Confidence:
         spec = SPEC.model_copy(update={"resamples": 6, "resamples_kept": 2})
-        return measure_confidence(vectors, near_ids(vectors), group, [None] * 300, spec, counted, before, first)
+        return measure_confidence(
+            vectors, near_ids(vectors), group, [None] * 300, spec, counted, before, earlier_rounds
+        )
 
-    known = measure(dict.fromkeys(range(5), 0.3), first=12)
-    assert made[-1] == [12, 13]
+    known = measure(dict.fromkeys(range(5), 0.3), earlier_rounds=2)
+    assert made[-1] == [16, 17], "in three nights all six, so that eps is the larger and the smaller one as well"
     came_back = (known.reappears_C - 0.3 * 4 / 6) * 6  # of the two
     assert came_back == pytest.approx(came_back.round()) and came_back.max() == pytest.approx(2)
-    whole = measure({label: 0.3 for label in range(4)}, first=6)
+    whole = measure({label: 0.3 for label in range(4)}, earlier_rounds=1)
     assert (whole.reappears_C > 0.6).all() and made[-1] == [6, 7, 8, 9, 10, 11], "of one nothing is known"
     assert (measure(None).reappears_C > 0.6).all() and len(made[-1]) == 6

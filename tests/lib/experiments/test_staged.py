@@ -54,7 +54,7 @@ def test_versions_follow_each_other_and_keep_their_ids(tmp_path: Path) -> None:
     kind_of = dict(zip(ids, kinds.tolist(), strict=True))
     of_cluster = {(cluster, kind_of[i]) for i, cluster in now.items() if cluster is not None}
     assert len({cluster for cluster, _ in of_cluster}) == len(of_cluster), "each cluster holds one kind"
-    # On a kept map with the same clusters two of six resamples are new.
+    # On a kept map with the same clusters one of six resamples is new.
     seen = [run.read_table("cluster", "clusters.parquet")["reappears"].to_pylist() for run in (first, second)]
     assert second.artifact("cluster").facts["map"] == "placed" and len(seen[0]) == len(seen[1])
     assert all(share * 6 == pytest.approx(round(share * 6)) for share in seen[0])
