@@ -61,7 +61,10 @@ def test_it_learns_and_finds_the_classes(run: Run) -> None:
 
 
 def test_all_tables_are_there_with_the_contracts_columns(run: Run) -> None:
+    # Neighbours are kept of large archives alone; their columns are looked at in test_near.py.
     for place, schema in TABLES.items():
+        if place == "cluster/neighbours.parquet":
+            continue
         stage, name = place.split("/")
         assert run.read_table(stage, name).schema.equals(schema), place
 

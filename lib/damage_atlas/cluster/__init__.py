@@ -20,6 +20,7 @@ tables.py      points, clusters and lineage as tables
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -43,12 +44,15 @@ from damage_atlas.cluster.near import WORTH_KEEPING, KeptNeighbours, find_neighb
 from damage_atlas.cluster.passports import Matching
 from damage_atlas.cluster.tables import ClusterMarks, ImageFacts, cluster_table, point_table
 from damage_atlas.contracts import Artifact
+from damage_atlas.errors import ContractError
 from damage_atlas.metrics import agreement, knn_predict
 from damage_atlas.neighbours import Floats, Ints, Neighbours, exact_neighbours, read_vectors
 from damage_atlas.parts import MapParts, map_in_threads
 from damage_atlas.spec import ClusterSpec
 from damage_atlas.store import Run
 from damage_atlas.store.versions import read_reference, run_model
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["cluster_map", "map_and_cluster", "neighbours_on_map"]
 
@@ -136,6 +140,7 @@ def cluster_map(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
             "eps_stability": on_map.radius and on_map.radius.stability,
             "split_by_embedding": on_map.split,
             "resamples": spec.resamples,
+            "resamples_made": confidence.made,
             "resample_ari": None if np.isnan(confidence.agreement) else confidence.agreement,
             "confident_clusters": int((confidence.confidence_C >= CONFIDENT).sum()),
             "silhouette": silhouette(vectors, found.labels_N),
@@ -255,7 +260,12 @@ def _kept_neighbours(previous: Run | None, old: OldMap | None, mapped_ids: list[
         return None
     if "neighbours.parquet" not in previous.artifact("cluster").outputs:
         return None
-    return kept_neighbours(previous.read_table("cluster", "neighbours.parquet"), mapped_ids)
+    try:
+        table = previous.read_table("cluster", "neighbours.parquet")
+    except ContractError as error:
+        logger.warning("%s All neighbours are searched for.", error.message)
+        return None
+    return kept_neighbours(table, mapped_ids)
 
 
 def _reappeared(previous: Run | None, matching: Matching, spec: ClusterSpec) -> dict[int, float]:

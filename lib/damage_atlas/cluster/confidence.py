@@ -43,11 +43,13 @@ class Confidence:
         cohesion_C: share of its points' neighbours in the embedding that lie in it, beyond what its size alone gives
             them: 0 for no more than that, and for a cluster of nearly all points; 1 for all.
         agreement: mean adjusted Rand index of the clusters with those of a resample; NaN without resamples.
+        made: resamples that were made for it.
     """
 
     reappears_C: NDArray[np.float64]
     cohesion_C: NDArray[np.float64]
     agreement: float
+    made: int = 0
 
     @property
     def confidence_C(self) -> NDArray[np.float64]:
@@ -58,6 +60,7 @@ class Confidence:
 @dataclass(frozen=True)
 class _Resample:
     number: int
+    turn: int  # which of a round it is
     rows_S: Ints
 
 
@@ -74,7 +77,7 @@ def measure_confidence(
     """Cluster again on maps of other seeds, of four fifths of the photos, with eps up to a fifth smaller and larger.
 
     Where it is known of every cluster how often it came back in the version before, as it is on most nights, a few
-    resamples are made anew, and count with the others as if as many of the oldest had been left out.
+    resamples are made anew; they count for their share of all, and what was known for the rest.
 
     Args:
         near_ids_NK: neighbours of each vector in the embedding, without itself.
@@ -93,8 +96,8 @@ def measure_confidence(
     turns = [(earlier_rounds * wanted + place) % spec.resamples for place in range(wanted)]
     numbers = [earlier_rounds * spec.resamples + turn for turn in turns]
     resamples = [
-        _Resample(number, _draw(labels_N, groups, spec, np.random.default_rng((spec.seed, number))))
-        for number in numbers
+        _Resample(number, turn, _draw(labels_N, groups, spec, np.random.default_rng((spec.seed, number))))
+        for number, turn in zip(numbers, turns, strict=True)
     ]
 
     # A cluster of a dozen images keeps nine or ten of them: with as many neighbours asked for as before it could not
@@ -102,7 +105,7 @@ def measure_confidence(
     thinned = spec.model_copy(update={"min_neighbours": max(round(_DRAWN_SHARE * spec.min_neighbours), 1)})
 
     def again(resample: _Resample) -> tuple[NDArray[np.float64], float]:
-        seed, factor = spec.seed + resample.number + 1, _EPS_FACTORS[resample.number % len(_EPS_FACTORS)]
+        seed, factor = spec.seed + resample.number + 1, _EPS_FACTORS[resample.turn % len(_EPS_FACTORS)]
         found = cluster_afresh(vectors_ND[resample.rows_S], thinned, seed, factor)[1].labels_N
         before = labels_N[resample.rows_S]
         return _jaccard(before, found, clusters), float(adjusted_rand_score(before, found))
@@ -118,7 +121,7 @@ def measure_confidence(
         earlier = np.array([before[label] for label in range(clusters)])
         part = wanted / spec.resamples
         reappears = np.where(np.isnan(reappears), earlier, (1 - part) * earlier + part * reappears)
-    return Confidence(reappears, cohesion, float(np.mean([a for _, a in results])))
+    return Confidence(reappears, cohesion, float(np.mean([a for _, a in results])), len(results))
 
 
 def explained_by(

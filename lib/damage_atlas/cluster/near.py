@@ -19,6 +19,7 @@ WORTH_KEEPING = 20_000  # images on a map: the neighbours of fewer are found in 
 _MOST_SEARCHED = 0.2  # of all images: with more to search for, one search for all is as fast
 _SAME = 1e-5  # of a similarity: what the order of additions explains
 _ROWS_AT_ONCE = 10_000
+_NUMBERS_AT_ONCE = 1 << 24  # of vectors of neighbours, gathered
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class KeptNeighbours:
 
 
 def find_neighbours(vectors_ND: Floats, k: int, kept: KeptNeighbours | None = None) -> Neighbours:
-    """The ``k`` nearest of each vector without itself, nearest first, exactly.
+    """The ``k`` nearest of each vector without itself, nearest first, exactly but for equally near ones.
 
     Args:
-        kept: is believed for an image whose last neighbour is as far as it was; the others are searched for.
+        kept: is believed while every image whose neighbours are all there has its last one as far as it was. Images
+            that are new, or have lost a neighbour, are searched for.
     """
     n = len(vectors_ND)
     if n <= 1:
@@ -47,12 +49,12 @@ def find_neighbours(vectors_ND: Floats, k: int, kept: KeptNeighbours | None = No
     if kept is None or kept.ids_NK.shape[1] != k:
         return without_self(exact_neighbours(vectors_ND, k + 1), k)
     is_known = (kept.ids_NK >= 0).all(axis=1)
-    similarities = np.zeros((n, k), np.float32)
-    for rows in _some_at_a_time(np.flatnonzero(is_known)):
-        similarities[rows] = np.einsum("nd,nkd->nk", vectors_ND[rows], vectors_ND[kept.ids_NK[rows]])
-    is_known &= np.abs(similarities.min(axis=1) - np.nan_to_num(kept.farthest_N, nan=np.inf)) < _SAME
     searched, known = np.flatnonzero(~is_known), np.flatnonzero(is_known)
-    if len(searched) > _MOST_SEARCHED * n:
+    similarities = np.zeros((n, k), np.float32)
+    for rows in _some_at_a_time(known, max(_NUMBERS_AT_ONCE // (k * vectors_ND.shape[1]), 1)):
+        similarities[rows] = np.einsum("nd,nkd->nk", vectors_ND[rows], vectors_ND[kept.ids_NK[rows]])
+    is_as_it_was = np.abs(similarities[known].min(axis=1) - kept.farthest_N[known]) < _SAME
+    if len(searched) > _MOST_SEARCHED * n or not is_as_it_was.all():  # vectors that were made anew elsewhere
         return without_self(exact_neighbours(vectors_ND, k + 1), k)
     ids = kept.ids_NK.copy()
     if len(searched):
@@ -61,7 +63,7 @@ def find_neighbours(vectors_ND: Floats, k: int, kept: KeptNeighbours | None = No
     new = np.flatnonzero(np.isnan(kept.farthest_N))
     if len(new) == 0:
         return Neighbours(ids, similarities)
-    for rows in _some_at_a_time(known):
+    for rows in _some_at_a_time(known, _ROWS_AT_ONCE):
         # An image keeps the neighbours it had, but for those that a nearer one among the new takes the place of.
         come = exact_neighbours(vectors_ND[new], k, vectors_ND[rows])
         gains = come.similarities_NK[:, 0] > similarities[rows].min(axis=1)
@@ -98,5 +100,5 @@ def kept_neighbours(table: pa.Table, ids: Sequence[str]) -> KeptNeighbours:
     return KeptNeighbours(near_NK, farthest_N)
 
 
-def _some_at_a_time(rows: Ints) -> list[Ints]:
-    return np.array_split(rows, max(-(-len(rows) // _ROWS_AT_ONCE), 1))
+def _some_at_a_time(rows: Ints, most: int) -> list[Ints]:
+    return np.array_split(rows, max(-(-len(rows) // most), 1))

@@ -106,7 +106,10 @@ class LabelledImages:
 
     def in_a_split(self) -> LabelledImages:
         """Those that are in any split, without the others."""
-        rows = [row for row, split in enumerate(self.splits) if split]
+        return self.take([row for row, split in enumerate(self.splits) if split])
+
+    def take(self, rows: list[int] | Ints) -> LabelledImages:
+        """These rows alone, in this order."""
         columns = (self.image_ids, self.sources, self.labels, self.splits, self.groups)
         return LabelledImages(*([column[row] for row in rows] if column else [] for column in columns))  # type: ignore[arg-type]
 

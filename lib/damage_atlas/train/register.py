@@ -114,6 +114,7 @@ def register_model(
             "promoted": not kept_back,
             "kept_back": kept_back or None,
             "compared_with": comparison and comparison.version,
+            "compared_images": comparison and comparison.images,
             "knn_accuracy_before": comparison and comparison.accuracy_before,
         },
     )
@@ -126,7 +127,7 @@ def _kept_back(run: Run, comparison: Comparison | None) -> str:
     if comparison is None or not comparison.is_worse:
         return ""
     return (
-        f"its kNN accuracy on what is held out is {comparison.accuracy:.3f}, that of {comparison.version}, which "
+        f"its kNN accuracy on what both held out is {comparison.accuracy:.3f}, that of {comparison.version}, which "
         f"stays, {comparison.accuracy_before:.3f} on the same images. Look at its settings, or promote it by hand: "
         f"damage-atlas promote {run.spec.model}@{run.spec.run_id}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from damage_atlas import cluster
 from damage_atlas.cluster import near as module
 from damage_atlas.cluster.near import KeptNeighbours, find_neighbours, kept_neighbours, neighbour_table
+from damage_atlas.contracts import NEIGHBOURS
 from damage_atlas.neighbours import Floats, Ints, Neighbours, exact_neighbours
 from damage_atlas.pipeline import run_pipeline
+from damage_atlas.spec import with_overrides
 from damage_atlas.store import Store, start_run
 from tests.support.published import steps
 
@@ -78,14 +81,18 @@ def test_with_many_new_ones_all_are_searched_for(searched: list[int]) -> None:
     assert searched[0] == ALL
 
 
-def test_an_image_whose_vector_is_another_is_searched_for(searched: list[int]) -> None:
+def test_with_a_vector_that_is_another_nothing_is_believed() -> None:
     vectors, everything = unit(), np.arange(ALL)
     kept = kept_from(vectors, everything, everything)
     vectors[7] = unit(1, seed=5)[0]
-    searched.clear()
-    found = find_neighbours(vectors, K, kept)
-    assert 1 <= searched[0] < ALL
-    assert found.ids_NK[7].tolist() == find_neighbours(vectors, K).ids_NK[7].tolist()
+    assert_same(find_neighbours(vectors, K, kept), vectors)
+
+
+def test_a_few_rows_are_gathered_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", 6 * K * 7)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 33)
+    vectors, everything = unit(), np.arange(ALL)
+    assert_same(find_neighbours(vectors, K, kept_from(vectors, everything[:390], everything)), vectors)
 
 
 def test_of_identical_vectors_none_is_its_own_neighbour() -> None:
@@ -101,7 +108,9 @@ def test_another_number_of_neighbours_is_asked_for_anew() -> None:
     assert (found.ids_NK == find_neighbours(vectors, 5).ids_NK).all()
 
 
-def test_a_version_goes_on_from_those_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_goes_on_from_those_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(cluster, "WORTH_KEEPING", 1)
     given: list[KeptNeighbours | None] = []
 
@@ -118,3 +127,18 @@ def test_a_version_goes_on_from_those_of_the_one_before(tmp_path: Path, monkeypa
     new = run.read_table("cluster", "points.parquet").num_rows - np.isfinite(second.farthest_N).sum()
     assert new > 0 and np.isnan(second.farthest_N).sum() == new
     assert (second.ids_NK[np.isfinite(second.farthest_N)] >= 0).all(), "nothing is gone"
+    assert run.read_table("cluster", "neighbours.parquet").schema.equals(NEIGHBOURS)
+
+    # Those of other vectors, and damaged ones, are not believed.
+    assert run.store.folder is not None
+    output = run.artifact("cluster").outputs["neighbours.parquet"]
+    (run.store.folder / output.key).write_bytes(b"damaged")
+    for assignment in ("cluster.seed=1", "cluster.refit=true", "cluster.perplexity=20"):
+        again = start_run(Store(tmp_path / "store"), **_with(step, assignment))
+        list(run_pipeline(again))
+    assert given[2:] == [None, None, None]
+    assert "All neighbours are searched for" in caplog.text
+
+
+def _with(step: dict[str, Any], assignment: str) -> dict[str, Any]:
+    return step | {"run_id": assignment.replace("=", "-"), "settings": with_overrides(step["settings"], [assignment])}

@@ -58,6 +58,9 @@ def test_versions_follow_each_other_and_keep_their_ids(tmp_path: Path) -> None:
     seen = [run.read_table("cluster", "clusters.parquet")["reappears"].to_pylist() for run in (first, second)]
     assert second.artifact("cluster").facts["map"] == "placed" and len(seen[0]) == len(seen[1])
     assert all(share * 6 == pytest.approx(round(share * 6)) for share in seen[0])
+    counted = [now * 6 - before * 5 for before, now in zip(*seen, strict=True)]
+    assert counted == pytest.approx([round(share) for share in counted])
+    assert second.artifact("cluster").facts["resamples_made"] == 1
     assert "kept" in lineage(second) and 0 <= _movement(first, second) < 0.5
     again = staged.cluster("two", ids, vectors, settings)
     assert again.artifact("cluster") == second.artifact("cluster"), "what is there is taken"
