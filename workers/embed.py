@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from damage_atlas.embed import (
     embed_archive,
     embed_in_threads,
 )
+from damage_atlas.spec import EmbedSpec
 from damage_atlas.store import Run
 from workers.job import run_job
 from workers.on_ray import connect, own_errors
@@ -70,6 +71,33 @@ class ForwardActor:
         }
 
 
+@dataclass(frozen=True)
+class PoolSize:
+    """What decoding and the actors ask the cluster for.
+
+    Attributes:
+        fewest: actors that the cluster has room for now, which are waited for; others may come when it grows.
+        threads: CPUs of a task that decodes.
+        actor_cpus: CPUs that an actor keeps as long as it lives. On a GPU none: actors that kept them all would leave
+            none to decode with, and wait for ever.
+    """
+
+    fewest: int
+    most: int
+    threads: int
+    actor_cpus: int
+
+
+def pool_size(spec: EmbedSpec, parts: int, cpus: int, gpus: int) -> PoolSize:
+    """The pool for so many parts, on a cluster of so many CPUs and GPUs."""
+    threads = min(spec.threads_per_actor, max(cpus, 1))
+    if gpus:
+        most = min(spec.actors, parts, gpus)
+        return PoolSize(most, most, threads, 0)
+    most = min(spec.actors, parts)
+    return PoolSize(max(min(most, cpus // threads), 1), most, threads, threads)
+
+
 def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     """Embed parts by Ray Data; results in any order. Each part is a block of its own, lost ones are redone.
 
@@ -88,25 +116,19 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     context.wait_for_min_actors_s = _ACTORS_READY_S
     context.target_max_block_size = None  # a part stays in one piece
     cluster = ray.cluster_resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
-    on_gpu = gpus >= 1
-    most = min(spec.actors, len(parts), gpus or len(parts))
+    on_gpu = cluster.get("GPU", 0) >= 1
+    pool = pool_size(spec, len(parts), cpus=int(cluster.get("CPU", 1)), gpus=int(cluster.get("GPU", 0)))
     items = [{"part": json.dumps({**asdict(part), "wanted": part.wanted.model_dump()})} for part in parts]
     results = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(decode_rows, batch_size=1, fn_kwargs={"run_uri": run.uri}, num_cpus=spec.threads_per_actor)
+        .map_batches(decode_rows, batch_size=1, fn_kwargs={"run_uri": run.uri}, num_cpus=pool.threads)
         .map_batches(
             ForwardActor,
             batch_size=1,
             fn_constructor_args=(run.uri, "cuda" if on_gpu else "cpu"),
             # One part at a time: what is queued at one actor while another idles would be waited for.
-            compute=ActorPoolStrategy(
-                # What the cluster has room for now is waited for; the others may come when it grows.
-                min_size=max(min(most, cpus // spec.threads_per_actor), 1),
-                max_size=most,
-                max_tasks_in_flight_per_actor=1,
-            ),
-            num_cpus=spec.threads_per_actor,
+            compute=ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most, max_tasks_in_flight_per_actor=1),
+            num_cpus=pool.actor_cpus,
             num_gpus=1 if on_gpu else None,
         )
     )

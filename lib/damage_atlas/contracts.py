@@ -282,8 +282,16 @@ HISTORY: Final = pa.schema(
     ]
 )
 
+CHANGES: Final = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("change", pa.string(), nullable=False),  # vanished or replaced
+    ]
+)
+
 TABLES: Final[dict[str, pa.Schema]] = {
     "catalog/observations.parquet": OBSERVATIONS,
+    "catalog/changes.parquet": CHANGES,
     "embed/failed.parquet": FAILED,
     "index/ids.parquet": IDS,
     "cluster/points.parquet": POINTS,

@@ -14,14 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from damage_atlas.contracts import Tombstone
+from damage_atlas.contracts import ModelCard, Tombstone
 from damage_atlas.embed.part import part_bytes, part_name, read_part
 from damage_atlas.errors import InputError, ObjectNotFoundError
+from damage_atlas.images import file_uri
 from damage_atlas.pipeline import run_pipeline
 from damage_atlas.spec import with_overrides
 from damage_atlas.store import Run, Store, read_version, start_run
 from damage_atlas.store.forgotten import bury, note_deletion, read_forgotten
-from damage_atlas.store.runs import read_run_spec
+from damage_atlas.store.runs import read_output, read_run_spec, table_from_bytes
 from damage_atlas.store.versions import read_reference, run_model
 
 __all__ = ["forget"]
@@ -75,14 +76,10 @@ def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = 
     for key in deleted:
         store.delete(key)
     card = run_model(run)
-    kept = len(set(tombstone.image_ids) & set(read_reference(store, card)["image_id"].to_pylist()))
+    kept = _kept_by_model(run, card, tombstone)
     if kept:
-        logger.warning(
-            "model %s@%s keeps %d of these images in its reference vectors: train again without them",
-            card.model,
-            card.version,
-            kept,
-        )
+        what = "give vectors without them" if card.is_given else "train again without them"
+        logger.warning("model %s@%s keeps vectors of %d of these images: %s", card.model, card.version, kept, what)
     return {
         "archive": archive,
         "tombstone": number,
@@ -92,6 +89,16 @@ def forget(store: Store, archive: str, uris: str | Sequence[str], reason: str = 
         "deleted": len(deleted),
         "kept_by_model": kept,
     }
+
+
+def _kept_by_model(run: Run, card: ModelCard, tombstone: Tombstone) -> int:
+    if not card.is_given:
+        named = read_reference(run.store, card)["image_id"]
+    else:
+        named = table_from_bytes(read_output(run.store, card.weights))[card.network["named_by"]]
+    images = Store(run.spec.images)
+    uris = {file_uri(images, file) for file in tombstone.files}
+    return len({*tombstone.image_ids, *tombstone.files, *uris} & set(named.to_pylist()))
 
 
 def _tombstone(run: Run, uris: Sequence[str], reason: str) -> Tombstone:

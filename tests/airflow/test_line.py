@@ -125,6 +125,8 @@ def test_xcom_carries_status_and_addresses(runs: dict[str, str], airflow: LocalA
     assert result["version"] == 2 and result["run_uri"].startswith(store.root)
     assert b"<html" in store.read(result["report"].removeprefix(f"{store.root}/"))[:200]
     assert Run.load(result["run_uri"]).spec.delivery == "d2"
+    ledger = airflow.xcom("recluster_small", runs["d2"], "embed")["ledger"]
+    assert ledger == Run.load(result["run_uri"]).artifact("embed").facts["ledger"] and ledger["listed"] > 0
 
 
 def test_airflow_shows_the_report(runs: dict[str, str], airflow: LocalAirflow, store: Store) -> None:

@@ -106,7 +106,7 @@ def test_what_the_model_keeps_is_said(
     rows = run.read_table("catalog", "observations.parquet").to_pylist()
     learnt = next(row["file"] for row in rows if row["image_id"] in reference)
     assert forget(store, "bridge", learnt)["kept_by_model"] == 1
-    assert "keeps 1 of these images in its reference vectors" in caplog.text and "train again" in caplog.text
+    assert "keeps vectors of 1 of these images: train again" in caplog.text
 
 
 def test_older_versions_say_why_they_are_not_whole(archive: tuple[Store, Path]) -> None:
@@ -216,6 +216,19 @@ def test_a_run_that_had_begun_does_not_bring_it_back(archive: tuple[Store, Path]
     forget(store, "bridge", FILE)
     with pytest.raises(InputError, match="forgotten since"):
         run_stage(begun, "embed")
+
+
+def test_a_run_that_was_nearly_done_does_not_show_it_again(archive: tuple[Store, Path]) -> None:
+    store, images = archive
+    begun = start(store, images, run_id="begun")
+    for stage in ("catalog", "embed", "index", "cluster"):
+        run_stage(begun, stage)
+    image_id = search(store, "bridge", str(images / FILE), k=1)[0]["image_id"]
+    forget(store, "bridge", FILE)
+    for stage in ("explain", "report"):
+        with pytest.raises(InputError, match="forgotten since"):
+            run_stage(begun, stage)
+    assert not any(image_id in item.key for item in store.list("archives"))
 
 
 def test_a_video_goes_as_a_whole_by_its_file_and_a_frame_alone(tmp_path: Path) -> None:

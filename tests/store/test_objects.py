@@ -10,6 +10,7 @@ import pytest
 
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError, StoreError
 from damage_atlas.store import Store
+from damage_atlas.store.objects import beside
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.s3_server import S3Server
 
@@ -156,3 +157,24 @@ def test_an_answer_that_breaks_off_is_asked_for_again_though_it_is_the_first(
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         assert Store(f"s3://{s3_bucket}").read("a") == b"whole" * 20_000
     assert not fates, "both were spoilt"
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("/pictures/a%20b.jpg", ("/pictures", "a%20b.jpg")),
+        ("file:///pic%20tures/a%20b%25.jpg", ("file:///pic%20tures", "a b%.jpg")),
+        ("s3://bucket/pic/a%20b.jpg", ("s3://bucket/pic", "a%20b.jpg")),
+        ("/a.jpg", ("/", "a.jpg")),
+    ],
+)
+def test_where_an_object_lies_and_what_it_is_called_there(address: str, wanted: tuple[str, str]) -> None:
+    assert beside(address) == wanted
+
+
+def test_a_file_is_found_by_the_address_that_a_browser_has(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "50% gone.jpg").write_bytes(b"x")
+    place, name = beside((folder / "50% gone.jpg").as_uri())
+    assert Store(place).read(name) == b"x"

@@ -92,7 +92,10 @@ def test_a_twentieth_of_the_answers_is_spoilt(root: str, s3_server: S3Server, mo
     with FaultyProxy(s3_server.endpoint_url, share=0.05) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         unsteady = work(start(Store(f"{root}/unsteady"), root, "once"))
+        assert any("/images/" in path for path in proxy.read)
+        proxy.read.clear()
         again = work(start(Store(f"{root}/unsteady"), root, "again"))
+    assert proxy.read and not any("/images/" in path for path in proxy.read), "listed, and not read"
     assert min(proxy.counts[fate] for fate in ("503", "no answer", "half an answer")) > 0, proxy.counts
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint_url)
     wanted = tables(Run.load(steady.uri))

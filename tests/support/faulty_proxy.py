@@ -23,6 +23,7 @@ class FaultyProxy:
 
     def __init__(self, upstream: str, share: float, seed: int = 0) -> None:
         self.counts: Counter[str] = Counter()
+        self.read: list[str] = []  # paths of GETs, without what follows a question mark
         self.refused = ""  # a GET whose path ends so is answered with 403
         self._upstream = urlsplit(upstream)
         self._share, self._random, self._lock = share, random.Random(seed), threading.Lock()
@@ -80,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.owner.refused and self.command == "GET" and self.path.endswith(self.owner.refused):
             self._answer(403, [], b"")
             return
+        if self.command == "GET":
+            self.owner.read.append(self.path.partition("?")[0])
         status, headers, data = self.owner.forward(self.command, self.path, self.headers, body)
         if fate == "passed":
             self._answer(status, headers, data)

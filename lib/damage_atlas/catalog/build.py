@@ -18,7 +18,7 @@ from damage_atlas.catalog.listing import ListedFile, Listing, list_images
 from damage_atlas.catalog.manifest import NOT_THERE, Manifest, choose_files, read_manifest
 from damage_atlas.catalog.rows import contradictions, make_observations, mark_duplicates, place_of, set_columns
 from damage_atlas.catalog.splits import assign_splits
-from damage_atlas.contracts import FILES, Artifact
+from damage_atlas.contracts import CHANGES, FILES, Artifact
 from damage_atlas.decoding.facts import Sampling
 from damage_atlas.errors import InputError, ObjectNotFoundError
 from damage_atlas.images import Limits, file_uri
@@ -27,6 +27,7 @@ from damage_atlas.progress import Progress
 from damage_atlas.spec import CatalogSpec
 from damage_atlas.store import Run, Store
 from damage_atlas.store.forgotten import Forgotten, read_forgotten
+from damage_atlas.store.objects import beside
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     settings = run.spec.settings.catalog
     images = Store(run.spec.images)
 
-    with Progress("listing", "names") as progress:
-        listing = list_images(images, _store_below(images, run.store), on_file=lambda: progress.add(1))
-    deliveries = _choose_deliveries(listing, settings, run.spec.delivery)
     manifest = _read_manifest(images, settings)
+    named = manifest[0] if manifest else {}
+    with Progress("listing", "names") as progress:
+        listing = list_images(images, _store_below(images, run.store), lambda: progress.add(1), named)
+    deliveries = _choose_deliveries(listing, settings, run.spec.delivery)
     if manifest is not None:
         listing.files = choose_files(listing.files, *manifest)
     if not listing.files:
@@ -92,8 +94,14 @@ def build_catalog(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     observations, notes = _split(observations, conflicts, settings)
 
     stage.write_table("observations.parquet", observations)
-    since = None if before is None else _since_previous(run, before, observations, forgotten.files)
-    _tell_what_changed(since)
+    since = None
+    if before is not None:
+        changed = _since_previous(run, before, observations, forgotten.files)
+        rows = [{"file": file, "change": change} for change, files_of in changed.items() for file in files_of]
+        stage.write_table("changes.parquet", pa.Table.from_pylist(rows, CHANGES))
+        version = run.spec.previous_version
+        since = {"version": version} | {change: _named(files_of) for change, files_of in changed.items()}
+        _tell_what_changed(version, changed)
     status = _counts(observations["status"])
     tiles = observations.filter(pc.is_valid(observations["tile_x"]))
     usable = observations.filter(pc.equal(observations["status"], "ok"))
@@ -227,10 +235,10 @@ def _side_car_groups(
 
 def _read_beside(images: Store, location: str, setting: str) -> tuple[bytes, str]:
     """A table that a setting names, and where it lies."""
-    folder, _, name = location.rpartition("/")
     # Relative to the image folder, which means the same on every machine.
     is_relative = "://" not in location and not os.path.isabs(location)
-    store, key = (images, location) if is_relative else (Store(folder or "/"), name)
+    folder, name = (None, location) if is_relative else beside(location)
+    store, key = (images if folder is None else Store(folder)), name
     try:
         return store.read(key), store.uri(key)
     except ObjectNotFoundError as error:
@@ -338,8 +346,8 @@ def _split(
     ]
 
 
-def _since_previous(run: Run, before: pa.Table, observations: pa.Table, forgotten: set[str]) -> dict[str, Any]:
-    """Files of the previous version's catalog that are gone or hold other bytes now."""
+def _since_previous(run: Run, before: pa.Table, observations: pa.Table, forgotten: set[str]) -> dict[str, list[str]]:
+    """Files of the previous version's catalog that are gone or hold other bytes now, by name."""
     settings = run.spec.settings.catalog
     now = dict(zip(observations["file"].to_pylist(), observations["sha256"].to_pylist(), strict=True))
     last = run.spec.delivery
@@ -351,20 +359,16 @@ def _since_previous(run: Run, before: pa.Table, observations: pa.Table, forgotte
         and (last is None or settings.deliveries == "none" or delivery is None or delivery <= last)
     }
     return {
-        "version": run.spec.previous_version,
-        "vanished": _named(sorted(file for file in expected if file not in now)),
-        "replaced": _named(sorted(f for f, digest in expected.items() if f in now and now[f] != digest)),
+        "vanished": sorted(file for file in expected if file not in now),
+        "replaced": sorted(f for f, digest in expected.items() if f in now and now[f] != digest),
     }
 
 
-def _tell_what_changed(since: dict[str, Any] | None) -> None:
-    if since is None:
-        return
-    for what in ("vanished", "replaced"):
-        if since[what]["count"]:
-            count, names = since[what]["count"], since[what]["names"]
-            first = ", ".join(names[:_NAMES_IN_LOG]) + (", …" if count > _NAMES_IN_LOG else "")
-            logger.warning("catalog: since version %d: %d files %s: %s", since["version"], count, what, first)
+def _tell_what_changed(version: int | None, changed: dict[str, list[str]]) -> None:
+    for what, names in changed.items():
+        if names:
+            first = ", ".join(names[:_NAMES_IN_LOG]) + (", …" if len(names) > _NAMES_IN_LOG else "")
+            logger.warning("catalog: since version %d: %d files %s: %s", version, len(names), what, first)
 
 
 def _named(names: Iterable[str]) -> dict[str, Any]:

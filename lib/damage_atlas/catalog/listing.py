@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -58,7 +58,12 @@ class Listing:
     ignored: list[str] = field(default_factory=list)  # side-cars, hidden files, folders ending in /
 
 
-def list_images(store: Store, skip: str | None = None, on_file: Callable[[], None] = lambda: None) -> Listing:
+def list_images(
+    store: Store,
+    skip: str | None = None,
+    on_file: Callable[[], None] = lambda: None,
+    named: Collection[str] = frozenset(),
+) -> Listing:
     """List an image folder.
 
     Hidden files and folders and files without a picture's name are ignored. A link to a file inside the
@@ -68,6 +73,7 @@ def list_images(store: Store, skip: str | None = None, on_file: Callable[[], Non
     Args:
         skip: a sub-folder that holds no images of the archive: the store of the run.
         on_file: called for each name that was seen: a large prefix takes minutes.
+        named: files that count whatever their suffix is, escaped.
 
     Raises:
         InputError: the folder is not there.
@@ -84,7 +90,7 @@ def list_images(store: Store, skip: str | None = None, on_file: Callable[[], Non
                 fingerprint = f"{item.size_bytes}-{item.stamp}"
                 if _suffix(item.key) == ".csv":
                     stamps[escape_name(item.key)] = fingerprint
-                _sort_in(listing, item.key, ListedFile(escape_name(item.key), item.size_bytes, fingerprint))
+                _sort_in(listing, item.key, ListedFile(escape_name(item.key), item.size_bytes, fingerprint), named)
     else:
         if not store.folder.is_dir():
             what = "is not a folder" if store.folder.exists() else "is not there"
@@ -96,7 +102,7 @@ def list_images(store: Store, skip: str | None = None, on_file: Callable[[], Non
             else:
                 if _suffix(name) == ".csv" and listed.fingerprint:
                     stamps[listed.file] = listed.fingerprint
-                _sort_in(listing, name, listed)
+                _sort_in(listing, name, listed, named)
     listing.files = [_with_side_car(file, stamps) for file in listing.files]
     listing.files.sort(key=lambda listed: listed.file)
     listing.ignored.sort()
@@ -109,10 +115,10 @@ def _with_side_car(file: ListedFile, stamps: dict[str, str]) -> ListedFile:
     return file if stamp is None else replace(file, fingerprint=f"{file.fingerprint}+{stamp}")
 
 
-def _sort_in(listing: Listing, name: str, listed: ListedFile) -> None:
+def _sort_in(listing: Listing, name: str, listed: ListedFile, named: Collection[str]) -> None:
     parts = name.split("/")
     hidden = any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in parts)
-    if hidden or (listed.reason is None and not _is_ours(name)):
+    if hidden or (listed.reason is None and not _is_ours(name) and listed.file not in named):
         listing.ignored.append(listed.file)
     else:
         listing.files.append(listed)

@@ -6,7 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from damage_atlas.catalog.listing import ListedFile, is_picture_name
 from damage_atlas.decoding.faults import ImageError
@@ -16,6 +16,25 @@ from damage_atlas.store.objects import RangeReader, Store
 _BUFFER: Final = 8 << 20  # bytes read at a time: a bucket answers each request with the same delay
 _NOTE_SUFFIXES: Final = (".json", ".cls")
 _LARGEST_NOTE: Final = 1 << 20  # bytes
+_LARGEST_HEADER: Final = 1 << 20  # bytes
+_EXTENDED: Final = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """A header; tarfile reads an extended one, of long names and more, whole, however long it says it is."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENDED and header.size > _LARGEST_HEADER:
+            raise tarfile.ReadError(f"an extended header of {header.size:,} bytes")
+        return header
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,7 @@ def read_members(store: Store, listed: ListedFile, max_bytes: int) -> Iterator[M
     stream = io.BufferedReader(reader, _BUFFER)
     seen: set[str] = set()
     try:
-        with tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_BoundedHeader, errors="surrogateescape") as tar:
             for info in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # it keeps what it has seen, however many there are
                 name = escape_name(info.name.removeprefix("./"))

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from damage_atlas.decoding.facts import Limits, Pixels, Sampling
-from damage_atlas.decoding.faults import DECODER_FAULTS, ImageError
+from damage_atlas.decoding.faults import ImageError, is_of_the_machine
 from damage_atlas.decoding.pictures import decode, inspect
 
 _LENGTHS = struct.Struct(">IQ")
@@ -110,10 +110,9 @@ def main() -> None:
             document, payload = decoders.answer(request, data)
         except ImageError as error:
             document = {"reason": error.reason, "detail": error.detail}
-        except MemoryError:
-            document = {"out_of_memory": True}
-        except DECODER_FAULTS as error:
-            document = {"reason": "corrupt", "detail": f"{type(error).__name__}: {error}"[:200]}
+        except Exception as error:  # FFmpeg's errors, too, are of many kinds
+            what = f"{type(error).__name__}: {error}"[:200]
+            document = {"machine": what} if is_of_the_machine(error) else {"reason": "corrupt", "detail": what}
         signal.setitimer(signal.ITIMER_REAL, 0)
         write_message(answers, document, payload)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from typing import Final
@@ -39,6 +40,15 @@ DECODER_FAULTS: Final = (
     struct.error,
     zlib.error,
 )
+
+
+# A disk or a network below it that fails says nothing about the file that was just read.
+_DISK_FAULTS: Final = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO})
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error of a decoder speaks of memory or of a disk, and not of the file."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _DISK_FAULTS)
 
 
 class ImageError(Exception):

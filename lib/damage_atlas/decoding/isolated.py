@@ -281,8 +281,11 @@ def _ask(
 
 
 def _checked(answer: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-    if answer.get("out_of_memory"):
-        raise MemoryError("the decoder ran out of memory")
+    if "machine" in answer:
+        raise MachineError(
+            f"a decoder ran out of memory, or the disk below the images failed ({answer['machine']}). Look at both, "
+            "then try again."
+        )
     if "reason" in answer:
         raise ImageError(answer["reason"], answer["detail"])
     return answer, data

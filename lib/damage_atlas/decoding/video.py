@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from damage_atlas.decoding.facts import Limits, Pixels, Sampling, VideoFacts
-from damage_atlas.decoding.faults import ImageError
+from damage_atlas.decoding.faults import ImageError, is_of_the_machine
 from damage_atlas.decoding.pictures import check_size
 
 av.logging.set_level(av.logging.PANIC)  # what it has to say arrives as an error
@@ -149,7 +149,9 @@ class _Decoder:
                 in_a_row = 0
             except (StopIteration, av.error.EOFError):
                 return
-            except av.error.InvalidDataError:
+            except av.error.FFmpegError as error:
+                if is_of_the_machine(error):
+                    raise
                 self.damaged += 1
                 in_a_row += 1
                 packets = self.container.demux(self.stream)  # an error ends the iterator, not the file
@@ -162,6 +164,8 @@ def _opened(path: str) -> Any:
     try:
         return av.open(path, options=_OPTIONS)
     except av.error.FFmpegError as error:
+        if is_of_the_machine(error):
+            raise
         text = " ".join(str(error).split())
         raise ImageError("not_an_image", f"not a video that is read ({text[:200]})") from error
     except (ValueError, UnicodeError) as error:

@@ -1,4 +1,4 @@
-"""Embed: a vector for every image that has none yet; equal pixels are embedded once.
+"""Embed: a vector for every image that has none yet; equal bytes are embedded once.
 
 plan.py   who embeds what, from what is stored
 part.py   a part as an object that proves itself

@@ -18,7 +18,7 @@ from damage_atlas.embed.plan import VectorPart, model_of
 from damage_atlas.embed.work import PartResult, described, put_part
 from damage_atlas.errors import InputError, ObjectExistsError, ObjectNotFoundError
 from damage_atlas.store import Run, Store, load_model_card
-from damage_atlas.store.objects import absolute, sha256
+from damage_atlas.store.objects import beside, sha256
 from damage_atlas.store.runs import code_version, read_output, table_bytes, table_from_bytes, write_output
 
 Floats = NDArray[np.float32]
@@ -39,9 +39,9 @@ def adopt_vectors(store: Store, model: str, file: str) -> ModelCard:
     Raises:
         InputError: no such file, or rows that are none.
     """
-    folder, _, name = absolute(file).rpartition("/")
+    folder, name = beside(file)
     try:
-        data = Store(folder or "/").read(name)
+        data = Store(folder).read(name)
     except ObjectNotFoundError as error:
         raise InputError(f"--vectors {file}: there is no such file.") from error
     try:

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from damage_atlas.contracts import OBSERVATIONS, ModelCard, Output
 from damage_atlas.embed.part import part_name, read_part
-from damage_atlas.errors import ContractError, InputError
+from damage_atlas.errors import ContractError
 from damage_atlas.images import SOURCE_COLUMNS
 from damage_atlas.parts import plan_parts, read_ahead
 from damage_atlas.store import Run, Stage, Store, load_model_card
-from damage_atlas.store.forgotten import read_forgotten
+from damage_atlas.store.forgotten import read_forgotten, refuse_forgotten
 from damage_atlas.store.objects import RangeReader, sha256
 from damage_atlas.store.runs import read_output, table_from_bytes
 
@@ -72,9 +72,8 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
     """Plan the run's embedding, or read the plan an earlier attempt has stored."""
     card = model_of(run)
     folder = vectors_folder(run.spec.archive, card)
+    refuse_forgotten(run)
     gone = read_forgotten(run.store, run.spec.archive).image_ids
-    if gone and not gone.isdisjoint(_image_ids(run)):
-        raise InputError(f"{run.uri}: images were forgotten since its catalog was made. Start a new run.")
     stored = stage.stored_plan()
     if stored is None:
         wanted = unique_images(run)
@@ -100,10 +99,6 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
         for part in plan_parts(len(ids), stored["rows_per_part"])
     )
     return EmbedPlan(card, tuple(Output(**part) for part in stored["reused"]), parts, frozenset(ids))
-
-
-def _image_ids(run: Run) -> set[str]:
-    return set(run.read_table("catalog", "observations.parquet", ["image_id"])["image_id"].to_pylist())
 
 
 def unique_images(run: Run) -> pa.Table:

@@ -19,6 +19,7 @@ from damage_atlas.images import SOURCE_COLUMNS, Source
 from damage_atlas.parts import MapParts, map_in_threads, plan_parts
 from damage_atlas.progress import Progress
 from damage_atlas.store import Run
+from damage_atlas.store.forgotten import refuse_forgotten
 from damage_atlas.store.versions import run_model
 
 __all__ = ["explain_clusters"]
@@ -31,6 +32,7 @@ def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact
     stage = run.stage("explain")
     if sealed := stage.sealed:
         return sealed
+    refuse_forgotten(run)
     rows = _nearest_rows(run)
     observations = _first_observations(run, {row["image_id"] for row in rows})
     jobs = [

@@ -19,7 +19,8 @@ from damage_atlas.faiss_index import GPU_LIMIT, ArchiveIndex, on_gpu, read_index
 from damage_atlas.images import ImageError, Limits, decode, preprocess
 from damage_atlas.neighbours import Floats, read_vectors
 from damage_atlas.network import EmbeddingNet, embed_pixels, load_network, resolve_precision
-from damage_atlas.store import Run, Store, absolute, read_version
+from damage_atlas.store import Run, Store, read_version
+from damage_atlas.store.objects import beside
 from damage_atlas.store.runs import read_output, table_from_bytes
 from damage_atlas.store.versions import run_model
 
@@ -86,11 +87,10 @@ class Published:
                 f"{self.run.spec.archive} holds vectors that another model made ({card.model}@{card.version}); it is "
                 "not here to look at a new picture. Ask with an image_id, as `search --json` prints it."
             )
-        location = absolute(image)
-        folder, _, name = location.rpartition("/")
+        folder, name = beside(image)
         settings = self.run.spec.settings
         try:
-            pixels = decode(Store(folder or "/").read(name), Limits.of(settings.catalog))
+            pixels = decode(Store(folder).read(name), Limits.of(settings.catalog))
         except ObjectNotFoundError as error:
             raise InputError(
                 f"{image} is neither a file nor an image_id of {self.run.spec.archive}. Check the name; `search` takes "

@@ -23,6 +23,7 @@ from damage_atlas.report.thumbnails import make_pictures, make_sheets
 from damage_atlas.report.transitions import transitions_table
 from damage_atlas.store import Run, Stage
 from damage_atlas.store.decisions import last_decision
+from damage_atlas.store.forgotten import refuse_forgotten
 from damage_atlas.store.runs import read_output
 
 # A page of 60 clusters with 20 pictures each must still open on a phone.
@@ -44,6 +45,7 @@ def write_report(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     stage = run.stage("report")
     if (sealed := stage.sealed) is not None:
         return sealed
+    refuse_forgotten(run)
     # Decisions may be added while the report is made; every attempt takes those of the first.
     plan = stage.plan({"last_decision": last_decision(run.store, run.spec.archive)})
     points = gather_points(run)

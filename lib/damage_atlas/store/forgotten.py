@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from damage_atlas.contracts import Tombstone
-from damage_atlas.errors import ObjectExistsError
+from damage_atlas.errors import InputError, ObjectExistsError
 from damage_atlas.store.objects import Store
-from damage_atlas.store.runs import read_document
+from damage_atlas.store.runs import Run, read_document
 from damage_atlas.store.versions import record_numbers
 
 
@@ -48,6 +48,20 @@ def read_forgotten(store: Store, archive: str) -> Forgotten:
     folder = f"archives/{archive}/forgotten"
     numbers = record_numbers(store, folder)
     return Forgotten({number: read_document(store, f"{folder}/{number:08d}.json", Tombstone) for number in numbers})
+
+
+def refuse_forgotten(run: Run) -> None:
+    """Let no stage of a run that had begun before show an image again.
+
+    Raises:
+        InputError: the run's catalog holds an image that was forgotten since.
+    """
+    gone = read_forgotten(run.store, run.spec.archive).image_ids
+    if not gone:
+        return
+    images = run.read_table("catalog", "observations.parquet", ["image_id"])["image_id"]
+    if not gone.isdisjoint(images.to_pylist()):
+        raise InputError(f"{run.uri}: images were forgotten since its catalog was made. Start a new run.")
 
 
 def bury(store: Store, archive: str, tombstone: Tombstone) -> int:

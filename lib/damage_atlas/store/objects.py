@@ -163,6 +163,17 @@ def absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
 
 
+def beside(location: str) -> tuple[str, str]:
+    """The folder or prefix that an object lies in, as `Store` takes it, and its name there.
+
+    Raises:
+        InputError: an empty address.
+    """
+    folder, _, name = absolute(location).rpartition("/")
+    is_encoded = folder.startswith("file://")  # as `file_uri` encodes it, for browsers; `Store` decodes its own part
+    return folder or "/", os.fsdecode(unquote_to_bytes(name)) if is_encoded else name
+
+
 class RangeReader(io.RawIOBase):
     """Something that is read in ranges, as a file that can be searched; wrap it in a buffer.
 

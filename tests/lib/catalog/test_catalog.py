@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from damage_atlas.catalog import build_catalog
+from damage_atlas.contracts import CHANGES
 from damage_atlas.errors import AtlasError, InputError, StoreError
 from damage_atlas.images import PhotoReader, Source, Tile
 from damage_atlas.spec import CatalogSpec, RunSpec, Settings
@@ -443,13 +444,36 @@ def test_what_changed_since_the_previous_version(
 ) -> None:
     (archive.images / "d1/a.jpg").unlink()
     put(archive.images, {"d1/b.jpg": jpeg(50), "d2/new.jpg": jpeg(51)})
-    assert build_catalog(after(first, "r2")).facts["since_previous"] == {
+    second = after(first, "r2")
+    assert build_catalog(second).facts["since_previous"] == {
         "version": 1,
         "vanished": {"count": 1, "names": ["d1/a.jpg"]},
         "replaced": {"count": 1, "names": ["d1/b.jpg"]},
     }
+    changes = second.read_table("catalog", "changes.parquet")
+    assert changes.schema.equals(CHANGES)
+    assert changes.to_pylist() == [
+        {"file": "d1/a.jpg", "change": "vanished"},
+        {"file": "d1/b.jpg", "change": "replaced"},
+    ]
     assert "since version 1: 1 files vanished: d1/a.jpg" in caplog.text
     assert "1 files replaced: d1/b.jpg" in caplog.text
+
+
+def test_every_file_that_vanished_is_named(archive: Archive, first: Run) -> None:
+    """However many: the log names ten, the artifact's facts a hundred."""
+    for file in sorted((archive.images / "d1").iterdir())[1:]:
+        file.unlink()
+    second = after(first, "r2")
+    build_catalog(second)
+    assert second.read_table("catalog", "changes.parquet").num_rows == 32
+
+
+def test_listing_says_how_far_it_is(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
+    put(archive.images, {f"{n}.jpg": jpeg(n) for n in range(12)})
+    with caplog.at_level("INFO"):
+        archive.build(labels="none")
+    assert "listing: 12 names" in caplog.text
 
 
 @pytest.mark.parametrize(("bad", "good", "passes"), [(20, 10, False), (20, 20, True), (19, 0, True)])

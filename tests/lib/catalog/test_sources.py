@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from damage_atlas.catalog import check
+from damage_atlas.decoding.video import _Decoder
 from damage_atlas.errors import ContractError
 from damage_atlas.images import PhotoReader, Source, decode
 from tests.support.image_archive import Archive, by_file, jpeg, put
@@ -179,7 +182,55 @@ def test_a_thousand_long_names_in_a_row_end_in_a_row(archive: Archive) -> None:
     assert by_file(archive.build(labels="none")[0])["s.tar"]["reason"] == "corrupt"
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_that_says_it_is_huge_is_not_read(archive: Archive, kind: bytes) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 64 << 20
+    member = make_tar([("a.jpg", jpeg(1))])[: 512 + -(-len(jpeg(1)) // 512) * 512]
+    data = member + header.tobuf() + b"x" * (64 << 20)
+    put(archive.images, {"s.tar": data, "b.jpg": jpeg(2), "c.jpg": jpeg(3)})
+    rows = by_file(archive.build(labels="none")[0])
+    assert rows["s.tar/a.jpg"]["reason"] is None
+    assert rows["s.tar"]["reason"] == "corrupt" and "header of 67,108,864 bytes" in rows["s.tar"]["detail"]
+
+
 # Videos
+
+
+class Packets:
+    """A container whose first packets fail; the stream's frames come from the others."""
+
+    def __init__(self, container: Any, errors: list[Exception]) -> None:
+        self.container, self.errors = container, errors
+
+    def demux(self, stream: Any) -> Iterator[Any]:
+        for packet in self.container.demux(stream):
+            if self.errors:
+                raise self.errors.pop(0)
+            yield packet
+
+
+@pytest.mark.parametrize(
+    ("error", "is_the_files_fault"),
+    [
+        (av.error.PatchWelcomeError(1, "not implemented"), True),
+        (av.error.UnknownError(1, "unknown"), True),
+        (av.error.OSError(errno.EIO, "Input/output error"), False),
+        (av.error.OSError(errno.ESTALE, "Stale file handle"), False),
+        (av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory"), False),
+    ],
+)
+def test_what_ffmpeg_cannot_do_is_a_damaged_packet_and_a_disk_that_fails_is_none(
+    tmp_path: Path, error: Exception, is_the_files_fault: bool
+) -> None:
+    make_video(tmp_path / "crawl.mp4", seconds=2, rate=5)
+    with av.open(str(tmp_path / "crawl.mp4")) as container:
+        decoder = _Decoder(Packets(container, [error]), container.streams.video[0])
+        if is_the_files_fault:
+            assert len(list(decoder)) > 0 and decoder.damaged >= 1
+        else:
+            with pytest.raises(type(error)):
+                list(decoder)
 
 
 def test_frames_of_a_video_are_observations_with_their_second(archive: Archive) -> None:
@@ -342,6 +393,18 @@ def test_a_manifest_chooses_files_and_says_what_they_show(archive: Archive) -> N
     )
     assert rows["s.tar/y.jpg"]["labels"] == ["rust"]
     assert rows["gone.jpg"]["reason"] == "vanished" and "manifest" in rows["gone.jpg"]["detail"]
+
+
+def test_a_manifest_names_files_by_whatever_name_they_have(archive: Archive) -> None:
+    lines = ["file,label", "scan 1,crack", "x.img,rust", "not a picture.img,x"]
+    files = {"scan 1": jpeg(1), "x.img": jpeg(2), "not a picture.img": b"text", "y.img": jpeg(3), "z.jpg": jpeg(4)}
+    put(archive.images, files | {"list.csv": "\n".join(lines).encode()})
+    rows = by_file(archive.build(manifest="list.csv")[0])
+    assert {name: row["reason"] for name, row in rows.items()} == {
+        "scan 1": None,
+        "x.img": None,
+        "not a picture.img": "not_an_image",
+    }
 
 
 def test_a_manifest_may_be_parquet(archive: Archive) -> None:

@@ -106,6 +106,30 @@ def test_a_process_that_is_killed_again_and_again_speaks_of_the_machine(
     assert caught.value.retryable
 
 
+def test_what_a_decoder_says_of_the_machine_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an error of a kind that nobody has thought of costs one file, and not the process."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno\n"
+        "from damage_atlas.decoding import pictures\n"
+        "class Odd(Exception): pass\n"
+        "ERRORS = {b'odd': Odd('x'), b'disk': OSError(errno.EIO, 'gone'), b'memory': MemoryError('none left')}\n"
+        "def fail(data, limits): raise ERRORS[data]\n"
+        "pictures.inspect = fail\n"
+    )
+    isolated._close_idle()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        isolated.inspect(b"odd")
+    assert (caught.value.reason, caught.value.detail) == ("corrupt", "Odd: x")
+    for data, said in ((b"disk", "gone"), (b"memory", "none left")):
+        with pytest.raises(MachineError, match=said) as failed:
+            isolated.inspect(data)
+        assert failed.value.retryable
+    isolated._close_idle()
+
+
 def test_processes_that_died_idle_cost_no_file() -> None:
     """However many: somebody tidied up, and the next file has two tries."""
     isolated._close_idle()

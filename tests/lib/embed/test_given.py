@@ -12,6 +12,7 @@ import pytest
 
 from damage_atlas.embed import adopt_vectors
 from damage_atlas.errors import InputError
+from damage_atlas.forget import forget
 from damage_atlas.neighbours import read_vectors
 from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.query.nearest import search
@@ -120,6 +121,18 @@ def test_images_may_be_named_otherwise(run: Run, images: Path, tmp_path: Path, n
     for stage in ("catalog", "embed"):
         run_stage(other, stage)
     assert np.array_equal(read_vectors(other)[1], read_vectors(run)[1])
+
+
+@pytest.mark.parametrize("name", ["file", "uri"])
+def test_forgetting_says_what_the_file_of_vectors_keeps(
+    run: Run, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    names = {row["file"]: row[name] for row in run.read_table("catalog", "observations.parquet").to_pylist()}
+    rows = [{name: names[row["file"]], "vector": row["vector"]} for row in rows_of(images)]
+    store = Store(tmp_path / "store")
+    published(store, images, written(tmp_path, rows))
+    assert forget(store, "a", rows_of(images)[0]["file"])["kept_by_model"] == 1
+    assert "keeps vectors of 1 of these images: give vectors without them" in caplog.text
 
 
 def test_names_that_fit_no_image_are_refused(images: Path, tmp_path: Path) -> None:
