@@ -22,6 +22,8 @@ from damage_atlas.store.runs import read_output, table_from_bytes
 
 ImageRow = dict[str, Any]  # image_id and images.SOURCE_COLUMNS
 
+# Of the reasons why an image got no vector, those that its bytes explain. An image id stands for bytes.
+_STAYS: Final = frozenset({"truncated", "not_an_image", "corrupt", "bomb", "too_small", "crash", "hang"})
 # The pixels of a part travel from decoders to the network in one piece.
 _LARGEST_PART_BYTES: Final = 64 << 20
 
@@ -47,12 +49,17 @@ class VectorPart:
 
 @dataclass(frozen=True)
 class EmbedPlan:
-    """What a run needs: parts that are there already, and parts to make."""
+    """What a run needs: parts that are there already, and parts to make.
+
+    Attributes:
+        failed_before: rows of ``failed.parquet`` of the version before that stay: the same bytes would fail again.
+    """
 
     card: ModelCard
     reused: tuple[Output, ...]
     parts: tuple[VectorPart, ...]
     new_ids: frozenset[str]
+    failed_before: tuple[dict[str, str], ...] = ()
 
 
 def vectors_folder(archive: str, card: ModelCard) -> str:
@@ -78,7 +85,9 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
     if stored is None:
         wanted = unique_images(run)
         reused, known = _parts_of_use(run.store, folder, set(wanted["image_id"].to_pylist()), gone)
-        missing = wanted.filter(pc.invert(pc.is_in(wanted["image_id"], pa.array(sorted(known), pa.string()))))
+        failed = _failed_before(run, card, set(wanted["image_id"].to_pylist()) - known)
+        settled = [*sorted(known), *(row["image_id"] for row in failed)]
+        missing = wanted.filter(pc.invert(pc.is_in(wanted["image_id"], pa.array(settled, pa.string()))))
         size = card.preprocessing["size"]
         rows_per_part = min(run.spec.settings.embed.rows_per_part, max(1, _LARGEST_PART_BYTES // (3 * size * size)))
         table = _table_by_parts(missing, rows_per_part)
@@ -90,6 +99,7 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
                 "rows_per_part": rows_per_part,
                 "wanted": output.model_dump(),
                 "reused": [part.model_dump() for part in reused],
+                "failed_before": failed,
             }
         )
     output = Output(**stored["wanted"])
@@ -98,7 +108,18 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
         VectorPart(f"{folder}/{part_name(ids[part.rows])}", output, part.number, part.size)
         for part in plan_parts(len(ids), stored["rows_per_part"])
     )
-    return EmbedPlan(card, tuple(Output(**part) for part in stored["reused"]), parts, frozenset(ids))
+    reused = [Output(**part) for part in stored["reused"]]
+    return EmbedPlan(card, tuple(reused), parts, frozenset(ids), tuple(stored.get("failed_before", ())))
+
+
+def _failed_before(run: Run, card: ModelCard, wanted: set[str]) -> list[dict[str, str]]:
+    previous = run.previous()
+    if previous is None or run.spec.settings.catalog.retry_quarantined:
+        return []
+    if previous.artifact("embed").facts["model"] != f"{card.model}@{card.version}":
+        return []
+    rows = previous.read_table("embed", "failed.parquet").to_pylist()
+    return [row for row in rows if row["image_id"] in wanted and row["reason"] in _STAYS]
 
 
 def unique_images(run: Run) -> pa.Table:

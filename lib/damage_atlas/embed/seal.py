@@ -40,6 +40,8 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
             "report this; nothing was sealed."
         )
     _refuse_too_many_failed(run, failed, plan.new_ids)
+    counts = {"in": len(plan.new_ids), "out": len(plan.new_ids) - len(failed), "failed": len(failed)}
+    failed |= {row["image_id"]: row for row in plan.failed_before}
     rows = [{**failed[i], "stage": "embed"} for i in sorted(failed)]
     stage.write_table("failed.parquet", pa.Table.from_pylist(rows, FAILED))
 
@@ -47,14 +49,14 @@ def seal_embedding(run: Run, stage: Stage, plan: EmbedPlan, results: list[PartRe
     ledger = _ledger(run, new, {i: row["reason"] for i, row in failed.items()}).check(run.uri)
     return stage.seal(
         inputs=("catalog", "train") if run.spec.kind == "run" else ("catalog",),
-        counts={"in": len(new), "out": len(new) - len(failed), "failed": len(failed)},
+        counts=counts,
         facts={
             "model": f"{plan.card.model}@{plan.card.version}",
             "weights_sha256": plan.card.weights.sha256,
             "dimension": plan.card.network["embedding_size"],
             "parts_made": len(plan.parts),
             "parts_reused": len(plan.reused),
-            "images_embedded": len(new) - len(failed),
+            "images_embedded": counts["out"],
             "ledger": ledger.model_dump(),
         },
     )

@@ -7,6 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from damage_atlas import images
+from damage_atlas.decoding.facts import Limits, Pixels
+from damage_atlas.decoding.faults import ImageError
+from damage_atlas.decoding.isolated import Decoding, decode
 from damage_atlas.embed.part import part_bytes, part_name
 from damage_atlas.embed.plan import plan_embedding
 from damage_atlas.errors import ContractError
@@ -50,6 +54,43 @@ def test_an_image_that_failed_is_tried_again_by_the_next_run(archive: tuple[Stor
     second = begin(archive, "second")
     assert run_stage(second, "embed").counts == {"in": 1, "out": 1, "failed": 0}
     assert len(read_vectors(second)[0]) == 30
+
+
+def test_what_the_decoder_cannot_do_is_not_tried_again_every_night(
+    archive: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog could look at it; making its pixels took too long, twice."""
+    bad, asked = (archive[1] / "d" / "asset-0" / "dots-004.png").read_bytes(), []
+
+    def hang(data: bytes, limits: Limits) -> Pixels:
+        if data == bad:
+            asked.append(1)
+            raise ImageError("hang", "took longer than 10 s")
+        return decode(data, limits)
+
+    class Hanging(Decoding):
+        def __init__(self, data: bytes, limits: Limits) -> None:
+            super().__init__(data, limits)
+            self.asked = data, limits
+
+        def result(self) -> Pixels:
+            super().cancel()
+            return hang(*self.asked)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "Decoding", Hanging)
+        patched.setattr(images, "decode", hang)
+        first = begin(archive, "first")
+        assert run_stage(first, "embed").counts == {"in": 30, "out": 29, "failed": 1}
+        list(run_pipeline(first))
+        second = begin(archive, "second")
+        artifact = run_stage(second, "embed")
+        assert artifact.counts == {"in": 0, "out": 0, "failed": 0} and len(asked) == 1
+        assert artifact.facts["ledger"]["quarantined"] == 1
+        assert second.read_table("embed", "failed.parquet").equals(first.read_table("embed", "failed.parquet"))
+        list(run_pipeline(second))
+    again = begin(archive, "again", "catalog.retry_quarantined=true")
+    assert run_stage(again, "embed").counts == {"in": 1, "out": 1, "failed": 0}
 
 
 def test_an_attempt_tries_again_what_failed_before_the_seal(
