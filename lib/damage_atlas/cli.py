@@ -576,9 +576,10 @@ def baselines(
     from damage_atlas.experiments.subclasses import summarise
 
     settings = _settings(spec, set_, groups, Settings())
-    methods = method or list(experiment.METHODS)
-    if unknown := [name for name in methods if name not in experiment.METHODS]:
-        raise InputError(f"--method {unknown[0]} is not known; {', '.join(experiment.METHODS)} are.")
+    known = experiment.methods_for(settings.train)
+    methods = method or list(known)
+    if unknown := [name for name in methods if name not in known]:
+        raise InputError(f"--method {unknown[0]} is not known; {', '.join(known)} are.")
     try:
         learning_rates = [float(rate) for rate in rates.split(",")]
     except ValueError as error:

@@ -40,7 +40,9 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     "SupCon": lambda classes, dimensions: losses.SupConLoss(),
     "multi-similarity": lambda classes, dimensions: losses.MultiSimilarityLoss(),
 }
-METHODS = (OURS, *LOSSES, CLASSICAL)
+FROZEN = "frozen backbone"
+METHODS = (OURS, *LOSSES, CLASSICAL)  # that any network can be compared with
+_LEARN_NOTHING = (CLASSICAL, FROZEN)
 
 _COLOUR_BINS = 16
 _RADII = (1, 2, 4)  # of local binary patterns, pixels
@@ -68,7 +70,7 @@ def compare_baselines(
     if spec.schedule != "constant":
         data["schedule"] = "followed"  # losses of others were trained at a constant rate once
     for method in methods:
-        rate = None if method == CLASSICAL else learning_rates[0]
+        rate = None if method in _LEARN_NOTHING else learning_rates[0]
         if rate is not None and len(learning_rates) > 1:
             found, inner = [], with_validation(images, spec.seed)
             for tried in learning_rates:
@@ -111,12 +113,19 @@ def _knn(images: LabelledImages, vectors_ND: Floats) -> float:
     return knn_accuracy(vectors_ND[train], images.training_labels, vectors_ND[test], truth)
 
 
+def methods_for(spec: TrainSpec) -> tuple[str, ...]:
+    """All that can be compared under these settings: with a pretrained backbone also what it knows by itself."""
+    return (*METHODS, FROZEN) if spec.module_weights is not None else METHODS
+
+
 def vectors_of(method: str, images: LabelledImages, pixels: Pixels, spec: TrainSpec) -> Floats:
-    """Vectors of unit length of all images by one of ``METHODS``: N x D.
+    """Vectors of unit length of all images by one of ``methods_for``: N x D.
 
     Raises:
         ValueError: an unknown method.
     """
+    if method == FROZEN:
+        return _frozen(pixels, spec, len(images))
     if method == OURS:
         return train_vectors(images, pixels, spec)
     if method == CLASSICAL:
@@ -126,6 +135,16 @@ def vectors_of(method: str, images: LabelledImages, pixels: Pixels, spec: TrainS
     if method not in LOSSES:
         raise ValueError(f"baseline {method!r} is not known; {', '.join(METHODS)} are")
     return _train_with(LOSSES[method](len(images.classes), spec.embedding_size), images, pixels, spec)
+
+
+def _frozen(pixels: Pixels, spec: TrainSpec, count: int) -> Floats:
+    """Feature maps of the network as it begins, averaged over places: what a backbone brings with it."""
+    network, parts = new_network(spec).eval(), []
+    with torch.inference_mode(), fixed_threads(spec.threads_per_shard * spec.shards):
+        for rows in np.array_split(np.arange(count), max(-(-count // spec.batch_size), 1)):
+            features_BMHW = network.features(network.prepare(torch.as_tensor(pixels[rows])))
+            parts.append(nn.functional.normalize(features_BMHW.mean(dim=(2, 3))))
+    return np.asarray(torch.cat(parts), np.float32)
 
 
 def _train_with(criterion: nn.Module, images: LabelledImages, pixels: Pixels, spec: TrainSpec) -> Floats:

@@ -6,18 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from damage_atlas.experiments.baselines import (
+    FROZEN,
     METHODS,
     compare_baselines,
+    methods_for,
     texture_and_colour,
     vectors_of,
 )
 from damage_atlas.experiments.data import open_images, with_validation
 from damage_atlas.images import Source
+from damage_atlas.network import to_input
 from damage_atlas.spec import Settings, with_overrides
 from damage_atlas.train.data import LabelledImages
 from damage_atlas.train.evaluate import held_out_scores
+from tests.support.backbone import SmallBackbone
 from tests.support.small_archive import make_labelled
 
 SETTINGS = with_overrides(
@@ -108,3 +114,29 @@ def test_texture_is_what_plain_loops_count() -> None:
                 if all(0 <= v < 12 and 0 <= w < 12 for v, w in near):
                     wanted[3 + place][sum(2**i for i, (v, w) in enumerate(near) if grey[v, w] >= grey[y, x])] += 1
     assert np.allclose(texture_and_colour(pixels), np.concatenate([counts / counts.sum() for counts in wanted]))
+
+
+def test_with_a_pretrained_backbone_what_it_knows_by_itself_is_compared_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen: no method moves it. The others fine-tune it."""
+    monkeypatch.setenv("DAMAGE_ATLAS_MODULES", "tests.support.backbone")
+    torch.manual_seed(3)
+    backbone = SmallBackbone(width=8)
+    save_file(backbone.state_dict(), tmp_path / "weights.safetensors")
+    settings = with_overrides(
+        SETTINGS,
+        ["train.network=custom", "train.module=tests.support.backbone:SmallBackbone",
+         "train.module_arguments={width: 8}", f"train.module_weights={tmp_path}/weights.safetensors",
+         "train.pooling=average"],
+    )  # fmt: skip
+    assert FROZEN not in methods_for(SETTINGS.train) and FROZEN in methods_for(settings.train)
+    with open_images(str(folder), tmp_path / "work", settings) as (images, pixels):
+        frozen = vectors_of(FROZEN, images, pixels, settings.train)
+        tuned = vectors_of("SupCon", images, pixels, settings.train)
+        shown = to_input(pixels[np.arange(3)])
+    assert frozen.shape == (len(images), 8) and tuned.shape == (len(images), settings.train.embedding_size)
+    with torch.inference_mode():
+        wanted = backbone.eval()(shown).mean(dim=(2, 3))
+    assert np.allclose(frozen[:3], wanted / wanted.norm(dim=1, keepdim=True), atol=1e-5)
+    assert held_out_scores(images, tuned)["knn_accuracy"] > held_out_scores(images, frozen)["knn_accuracy"]
