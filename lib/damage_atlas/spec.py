@@ -99,6 +99,7 @@ class TrainSpec(Document):
     embedding_size: int = Field(16, ge=2, le=4096)
     standardize: bool = False  # take each picture's own brightness and contrast out; not the paper's
     precision: Literal["auto", "bf16", "float32"] = "auto"
+    compile: bool = False  # by torch.compile, for training: pays on GPUs, if anywhere; needs a C++ compiler
     seed: int = Field(0, ge=0, lt=2**31)
     # A global batch is cut into this many shards whose gradients are added in order; workers take whole shards,
     # so that one worker and several make bit-identical steps on a CPU.

@@ -203,6 +203,8 @@ class Trainer:
             spec,
             exchange,
         )
+        # Compiled or not, it is the same module below: its weights and its checkpoints know nothing of it.
+        self.network = torch.compile(state.network) if spec.compile else state.network
         self.device = next(state.network.parameters()).device
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.dtype = resolve_precision(spec.precision, self.device)
@@ -279,7 +281,15 @@ class Trainer:
     def _forward(self, pixels: Tensor) -> Tensor:
         images = self.state.network.prepare(pixels.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            embeddings: Tensor = self.state.network(images)
+            try:
+                embeddings: Tensor = self.network(images)
+            except RuntimeError as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                raise InputError(
+                    f"train.compile: torch cannot compile the network here ({' '.join(str(error).split())[:200]}). "
+                    "Install a C++ compiler, or leave train.compile out."
+                ) from error
         return embeddings
 
     def _step(self, inputs: list[Tensor], pool: ThreadPoolExecutor) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
+from torch._dynamo.exc import InternalTorchDynamoError
 
 from damage_atlas.errors import InputError
 from damage_atlas.images import Limits
@@ -233,6 +234,29 @@ def test_hard_classes_are_the_same_after_a_stop(tmp_path: Path, images: Path, mo
         train_model(stopped, stop)
     train_model(stopped)
     assert weights(stopped) == weights(undisturbed)
+
+
+def test_a_compiled_network_learns_the_same(tmp_path: Path, images: Path) -> None:
+    plain, compiled = (training_run(tmp_path / name, images, f"train.compile={name}") for name in ("false", "true"))
+    train_model(plain)
+    train_model(compiled)
+    ours, theirs = (
+        load(run.store.read(run.artifact("train").outputs["model.safetensors"].key)) for run in (compiled, plain)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+    assert weights(compiled) != weights(plain), "the same bits: nothing was compiled"
+
+
+def test_without_a_compiler_a_line_says_so(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here there is one, and torch looks for it once."""
+
+    def compiled(pixels: Tensor) -> Tensor:
+        raise InternalTorchDynamoError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda network: compiled)
+    with pytest.raises(InputError, match=r"train\.compile: torch cannot compile .*No working C\+\+ compiler found"):
+        train_model(training_run(tmp_path, images, "train.compile=true"))
 
 
 def test_a_worse_model_does_not_replace_the_one_in_use(
