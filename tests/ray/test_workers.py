@@ -197,8 +197,9 @@ def test_four_workers_give_what_one_gives_on_an_unsteady_server(
     unsteady_bucket: str, s3_server: S3Server, tmp_path: Path
 ) -> None:
     labelled, images = make_labelled(tmp_path / "labelled", each=667), f"s3://{unsteady_bucket}/images"
+    pictures = Store(images)
     for file in labelled.rglob("*.png"):
-        Store(images).create_same(file.relative_to(labelled).as_posix(), file.read_bytes())
+        pictures.create_same(file.relative_to(labelled).as_posix(), file.read_bytes())
     four = open_in(f"s3://{unsteady_bucket}/four", images, *workers(4))
     one = open_in(f"s3://{unsteady_bucket}/one", images, *workers(1))
     env = {**os.environ, **python_path()}
