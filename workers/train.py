@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import ray
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer, get_device
 
@@ -27,10 +28,16 @@ _RESTARTS = 3  # of the worker group after a crash; each goes on from the newest
 
 
 class RankExchange(Distributed):
-    """The library's `Exchange` among the ranks of Ray Train."""
+    """The library's `Exchange` among the ranks of Ray Train.
 
-    def __init__(self) -> None:
-        super().__init__(get_context().get_world_rank(), get_context().get_world_size())
+    Args:
+        workers: the first so many of them talk; null: all.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        rank, world = get_context().get_world_rank(), get_context().get_world_size()
+        group = None if workers in (None, world) else dist.new_group(list(range(workers or world)))
+        super().__init__(rank, workers or world, group)
 
 
 def run_rank(config: dict[str, Any]) -> None:
@@ -38,10 +45,12 @@ def run_rank(config: dict[str, Any]) -> None:
     run = Run.load(config["run_uri"], config["attempt"])
     log_to_stdout(about(run, "train"))
     export_progress(run.spec.archive)
-    exchange = RankExchange()
-    logger.info(
-        "train: rank %d of %d on node %s", exchange.rank, exchange.workers, ray.get_runtime_context().get_node_id()[:8]
-    )
+    world = get_context().get_world_size()
+    exchange = RankExchange(most_ranks(run.spec.settings.train.shards, world))
+    logger.info("train: rank %d of %d on node %s", exchange.rank, world, ray.get_runtime_context().get_node_id()[:8])
+    if exchange.rank >= exchange.workers:
+        logger.info("train: rank %d has no whole shard, and waits for more ranks or fewer", exchange.rank)
+        return
     train_rank(run, exchange, get_device())
 
 
@@ -50,7 +59,12 @@ def choose_ranks(spec: TrainSpec, gpus: int) -> int:
 
     A rank on a GPU is faster than several on CPUs, and the shards make the same batches of them.
     """
-    return max(n for n in range(1, spec.workers + 1) if spec.shards % n == 0 and n <= (gpus or spec.workers))
+    return most_ranks(spec.shards, min(spec.workers, gpus or spec.workers))
+
+
+def most_ranks(shards: int, most: int) -> int:
+    """As many ranks as take a whole number of shards each."""
+    return max(n for n in range(1, most + 1) if shards % n == 0)
 
 
 def work(run: Run) -> Artifact:
@@ -64,15 +78,17 @@ def work(run: Run) -> Artifact:
     ranks, on_gpu = choose_ranks(spec, gpus), gpus > 0
     if not on_gpu:
         logger.info("train: on CPUs, since the cluster has no GPU")
-    elif ranks < spec.workers:
+    elif ranks < spec.workers and spec.fewest_workers is None:
         logger.info("train: on %d GPUs of %d, although train.workers is %d", ranks, gpus, spec.workers)
     filesystem, root = run.store.arrow_filesystem()
-    cpus = min(spec.threads_per_shard * (spec.shards // ranks), largest_node_cpus())
+    of_each = spec.shards // (ranks if spec.fewest_workers is None else spec.workers)
+    cpus = min(spec.threads_per_shard * of_each, largest_node_cpus())
     trainer = TorchTrainer(
         run_rank,
         train_loop_config={"run_uri": run.uri, "attempt": run.attempt},
         scaling_config=ScalingConfig(
-            num_workers=ranks,
+            # What comes within the minute is taken in; the group then begins anew, at the newest checkpoint.
+            num_workers=ranks if spec.fewest_workers is None else (spec.fewest_workers, spec.workers),
             use_gpu=on_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})},
             placement_strategy="SPREAD",

@@ -106,6 +106,8 @@ class TrainSpec(Document):
     shards: int = Field(2, ge=1)
     threads_per_shard: int = Field(1, ge=1, le=1024)
     workers: int = Field(2, ge=1)  # Ray Train processes, one per GPU or CPU worker
+    # Begin with so many, take those that come and go on without those that leave; null: all of them, or none.
+    fewest_workers: int | None = Field(None, ge=1)
     # Whether the version becomes the model's current one: unless that one is better on what is held out.
     promote: Literal["unless_worse", "always", "never"] = "unless_worse"
     checkpoint_every: int = Field(100, ge=1)  # iterations
@@ -138,6 +140,8 @@ class TrainSpec(Document):
             )
         if self.shards % self.workers:
             raise ValueError(f"shards ({self.shards}) must be a multiple of workers ({self.workers})")
+        if self.fewest_workers is not None and self.fewest_workers > self.workers:
+            raise ValueError(f"fewest_workers ({self.fewest_workers}) must not be above workers ({self.workers})")
         return self
 
     @model_validator(mode="after")

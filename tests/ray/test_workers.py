@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from damage_atlas.pipeline import run_pipeline, run_stage
 from damage_atlas.spec import RunSpec, Settings, TrainSpec, with_overrides
 from damage_atlas.store import Run, Store, open_run
 from damage_atlas.train import labelled_images
+from damage_atlas.train.checkpoints import newest_checkpoint
 from infra.local.ray_cluster import LocalRay
 from tests.support.line import WHEN_ASKED
 from tests.support.s3_server import S3Server, take_away
@@ -189,6 +191,40 @@ def test_four_workers_give_what_one_gives(images: Path, tmp_path: Path) -> None:
         run_python(cluster, "-c", ONE_DRIVER, one.uri)
     assert "by 4 actors on 4 nodes" in log, log[-3000:]
     assert_equal_results(one, four)
+
+
+@WHEN_ASKED
+def test_an_elastic_training_takes_in_what_comes_and_goes_on_without_what_leaves(tmp_path: Path, images: Path) -> None:
+    """One node of one CPU, then two, then one again: the weights are those of one process."""
+    long = ("train.iterations=6000", "train.checkpoint_every=100", "train.evaluate_every=6000")
+    alone, elastic = (
+        open_in(tmp_path / name, images, *long, *more)
+        for name, more in (("alone", ()), ("elastic", ("train.fewest_workers=1",)))
+    )
+    for stage in ("catalog", "train"):
+        run_stage(alone, stage)
+    run_stage(elastic, "catalog")
+    with (
+        LocalRay(tmp_path / "ray", nodes=1, cpus_per_node=1, env=python_path()) as cluster,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        log = pool.submit(work, cluster, "train", elastic.uri)
+        wait_for_checkpoint(elastic, 200)
+        cluster.bring_up_worker(2)
+        wait_for_checkpoint(elastic, 4000)
+        cluster.kill_node(2)
+        said = log.result()
+    assert "rank 0 of 1 on" in said and "rank 1 of 2 on" in said, said[-3000:]
+    assert said.rindex("rank 0 of 1 on") > said.index("rank 1 of 2 on"), "it did not go on alone"
+    digests = [run.artifact("train").outputs["model.safetensors"].sha256 for run in (alone, elastic)]
+    assert digests[0] == digests[1]
+
+
+def wait_for_checkpoint(run: Run, iteration: int) -> None:
+    folder, deadline = f"models/{run.spec.model}/{run.spec.run_id}/checkpoints", time.monotonic() + 300
+    while newest_checkpoint(run.store, folder) < iteration:
+        assert time.monotonic() < deadline, f"no checkpoint at iteration {iteration}"
+        time.sleep(0.2)
 
 
 @WHEN_ASKED

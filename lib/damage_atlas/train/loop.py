@@ -72,29 +72,31 @@ class Distributed:
 
     Args:
         rank, workers: which of how many this one is.
+        group: those that talk, where they are not all that were joined; ranks begin at 0 there as well.
     """
 
-    def __init__(self, rank: int, workers: int) -> None:
-        self.rank, self.workers = rank, workers
+    def __init__(self, rank: int, workers: int, group: dist.ProcessGroup | None = None) -> None:
+        self.rank, self.workers, self._group = rank, workers, group
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The ranks' tensors, one after the other."""
         if self.workers == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.workers)]
-        dist.all_gather(parts, tensor.contiguous())
+        dist.all_gather(parts, tensor.contiguous(), group=self._group)
         return torch.cat(parts)
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum over ranks; on 2, 4, 8 ... CPUs as a tree over neighbours, which is how shards are added."""
         if self.workers & (self.workers - 1) or tensor.device.type != "cpu":
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._group)
             return tensor
         step = 1
         while step < self.workers:
             # a + b has the bits of b + a, so that both partners, and in the end all ranks, hold the same ones.
             partner, other = self.rank ^ step, torch.empty_like(tensor)
-            asked = [dist.P2POp(dist.isend, tensor, partner), dist.P2POp(dist.irecv, other, partner)]
+            talk = ((dist.isend, tensor), (dist.irecv, other))
+            asked = [dist.P2POp(how, what, partner, self._group) for how, what in talk]
             for request in dist.batch_isend_irecv(asked):
                 request.wait()
             tensor += other
