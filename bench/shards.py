@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -35,6 +36,8 @@ def main() -> None:
 def make_shards(demo: Path, out: Path, images: int, first: int = 0) -> None:
     """Write ``images`` images in ``out/shard-…​.tar``; shards that are there stay as they are."""
     close_ups = sorted(path for path in (demo / "images").rglob("*.jpg") if path.stat().st_size < 200_000)
+    if not close_ups:
+        sys.exit(f"{demo} holds no demo. Make one: damage-atlas demo --out {demo} --images-only")
     out.mkdir(parents=True, exist_ok=True)
     numbers = range(first, first + -(-images // PER_SHARD))
     with ProcessPoolExecutor() as pool, Progress("shards", "images", images) as progress:
