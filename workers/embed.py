@@ -26,7 +26,7 @@ from damage_atlas.embed import (
 from damage_atlas.spec import EmbedSpec
 from damage_atlas.store import Run
 from workers.job import run_job
-from workers.on_ray import connect, own_errors
+from workers.on_ray import connect, node_cpus, own_errors
 
 logger = logging.getLogger("workers.embed")
 
@@ -88,14 +88,20 @@ class PoolSize:
     actor_cpus: int
 
 
-def pool_size(spec: EmbedSpec, parts: int, cpus: int, gpus: int) -> PoolSize:
-    """The pool for so many parts, on a cluster of so many CPUs and GPUs."""
-    threads = min(spec.threads_per_actor, max(cpus, 1))
+def pool_size(spec: EmbedSpec, parts: int, cpus: Sequence[int], gpus: int) -> PoolSize:
+    """The pool for so many parts.
+
+    Args:
+        cpus: of each node of the cluster.
+        gpus: of all of them.
+    """
+    threads = min(spec.threads_per_actor, max(cpus, default=1))
     if gpus:
         most = min(spec.actors, parts, gpus)
         return PoolSize(most, most, threads, 0)
     most = min(spec.actors, parts)
-    return PoolSize(max(min(most, cpus // threads), 1), most, threads, threads)
+    room = sum(each // threads for each in cpus)
+    return PoolSize(max(min(most, room), 1), most, threads, threads)
 
 
 def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
@@ -117,7 +123,7 @@ def embed_on_ray(run: Run, parts: Sequence[VectorPart]) -> Iterator[PartResult]:
     context.target_max_block_size = None  # a part stays in one piece
     cluster = ray.cluster_resources()
     on_gpu = cluster.get("GPU", 0) >= 1
-    pool = pool_size(spec, len(parts), cpus=int(cluster.get("CPU", 1)), gpus=int(cluster.get("GPU", 0)))
+    pool = pool_size(spec, len(parts), node_cpus(), gpus=int(cluster.get("GPU", 0)))
     items = [{"part": json.dumps({**asdict(part), "wanted": part.wanted.model_dump()})} for part in parts]
     results = (
         ray.data.from_items(items, override_num_blocks=len(items))

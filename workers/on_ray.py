@@ -29,10 +29,15 @@ def connect() -> None:
         ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
 
 
-def largest_node_cpus() -> int:
-    """CPUs of the node that has most; what asks for more waits for ever."""
+def node_cpus() -> list[int]:
+    """CPUs of each node that has any; what asks for more than the largest has waits for ever."""
     connect()
-    return int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+    return [int(node["Resources"]["CPU"]) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def largest_node_cpus() -> int:
+    """CPUs of the node that has most."""
+    return max(node_cpus(), default=1)
 
 
 def map_on_ray(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:

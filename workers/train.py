@@ -25,6 +25,7 @@ from workers.progress import export_progress
 logger = logging.getLogger("workers.train")
 
 _RESTARTS = 3  # of the worker group after a crash; each goes on from the newest checkpoint
+_ELASTIC_RESTARTS = 20  # there every node that leaves counts as one
 
 
 class RankExchange(Distributed):
@@ -78,17 +79,20 @@ def work(run: Run) -> Artifact:
     ranks, on_gpu = choose_ranks(spec, gpus), gpus > 0
     if not on_gpu:
         logger.info("train: on CPUs, since the cluster has no GPU")
-    elif ranks < spec.workers and spec.fewest_workers is None:
-        logger.info("train: on %d GPUs of %d, although train.workers is %d", ranks, gpus, spec.workers)
+    fewest = None if spec.fewest_workers is None else min(spec.fewest_workers, gpus or spec.fewest_workers)
+    if fewest is not None:
+        logger.info("train: with %d to %d ranks, as they come and go", fewest, spec.workers)
+    elif ranks < spec.workers:
+        logger.info("train: on %d ranks of %d that train.workers asks for, with %d GPUs", ranks, spec.workers, gpus)
     filesystem, root = run.store.arrow_filesystem()
-    of_each = spec.shards // (ranks if spec.fewest_workers is None else spec.workers)
+    of_each = spec.shards // (ranks if fewest is None else spec.workers)
     cpus = min(spec.threads_per_shard * of_each, largest_node_cpus())
     trainer = TorchTrainer(
         run_rank,
         train_loop_config={"run_uri": run.uri, "attempt": run.attempt},
         scaling_config=ScalingConfig(
             # What comes within the minute is taken in; the group then begins anew, at the newest checkpoint.
-            num_workers=ranks if spec.fewest_workers is None else (spec.fewest_workers, spec.workers),
+            num_workers=ranks if fewest is None else (fewest, spec.workers),
             use_gpu=on_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})},
             placement_strategy="SPREAD",
@@ -98,7 +102,7 @@ def work(run: Run) -> Artifact:
             name=f"attempt-{run.attempt:03d}",
             storage_filesystem=filesystem,
             storage_path=f"{root}/models/{run.spec.model}/{run.spec.run_id}/ray",
-            failure_config=FailureConfig(max_failures=_RESTARTS),
+            failure_config=FailureConfig(max_failures=_RESTARTS if fewest is None else _ELASTIC_RESTARTS),
         ),
     )
     try:

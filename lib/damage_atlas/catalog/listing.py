@@ -95,7 +95,7 @@ def list_images(
         if not store.folder.is_dir():
             what = "is not a folder" if store.folder.exists() else "is not there"
             raise InputError(f"images: {store.folder} {what}. Give the folder that holds the images.")
-        for name, listed in _walk(str(store.folder), os.path.realpath(store.folder), skip):
+        for name, listed in _walk(str(store.folder), os.path.realpath(store.folder), skip, named):
             on_file()
             if listed is None:
                 listing.ignored.append(escape_name(name))
@@ -118,7 +118,7 @@ def _with_side_car(file: ListedFile, stamps: dict[str, str]) -> ListedFile:
 def _sort_in(listing: Listing, name: str, listed: ListedFile, named: Collection[str]) -> None:
     parts = name.split("/")
     hidden = any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in parts)
-    if hidden or (listed.reason is None and not _is_ours(name) and listed.file not in named):
+    if hidden or (listed.reason is None and not _is_ours(name, named)):
         listing.ignored.append(listed.file)
     else:
         listing.files.append(listed)
@@ -129,15 +129,16 @@ def is_picture_name(name: str) -> bool:
     return _suffix(name) in _PICTURE_SUFFIXES
 
 
-def _is_ours(name: str) -> bool:
-    return is_picture_name(name) or _suffix(name) in _VIDEO_SUFFIXES or _suffix(name) == _TAR_SUFFIX
+def _is_ours(name: str, named: Collection[str]) -> bool:
+    by_suffix = is_picture_name(name) or _suffix(name) in _VIDEO_SUFFIXES or _suffix(name) == _TAR_SUFFIX
+    return by_suffix or escape_name(name) in named
 
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _walk(top: str, root: str, skip: str | None) -> Iterator[tuple[str, ListedFile | None]]:
+def _walk(top: str, root: str, skip: str | None, named: Collection[str]) -> Iterator[tuple[str, ListedFile | None]]:
     """(relative name, file) of all below ``top``, in no order; None for a folder that is not entered."""
     waiting = [(top, "")]  # a list, not recursion: folders may lie deeper than Python's stack
     while waiting:
@@ -145,7 +146,7 @@ def _walk(top: str, root: str, skip: str | None) -> Iterator[tuple[str, ListedFi
         for entry in _entries(folder):
             name = prefix + entry.name
             if entry.is_symlink():
-                yield _follow(entry.path, name, root)
+                yield _follow(entry.path, name, root, named)
             elif entry.is_dir():
                 hidden = entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS
                 if hidden or name == skip:
@@ -153,7 +154,7 @@ def _walk(top: str, root: str, skip: str | None) -> Iterator[tuple[str, ListedFi
                 else:
                     waiting.append((entry.path, f"{name}/"))
             else:
-                yield name, _listed(name, entry)
+                yield name, _listed(name, entry, named)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -167,26 +168,26 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _follow(path: str, name: str, root: str) -> tuple[str, ListedFile | None]:
+def _follow(path: str, name: str, root: str, named: Collection[str]) -> tuple[str, ListedFile | None]:
     target = os.path.realpath(path)
     file = escape_name(name)
     if os.path.commonpath([root, target]) != root:
-        is_ours = os.path.isdir(target) or _is_ours(name)
+        is_ours = os.path.isdir(target) or _is_ours(name, named)
         return name, ListedFile(file, None, None, "link_outside", "its target lies elsewhere") if is_ours else None
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
         detail = f"symbolic link: {os.strerror(error.errno or 0)}"
-        return name, ListedFile(file, None, None, "unreadable", detail) if _is_ours(name) else None
-    return (f"{name}/", None) if is_folder else (name, _listed(name, path))
+        return name, ListedFile(file, None, None, "unreadable", detail) if _is_ours(name, named) else None
+    return (f"{name}/", None) if is_folder else (name, _listed(name, path, named))
 
 
-def _listed(name: str, path: str | os.DirEntry[str]) -> ListedFile:
+def _listed(name: str, path: str | os.DirEntry[str], named: Collection[str]) -> ListedFile:
     try:
         status = os.stat(path)
     except FileNotFoundError:
         return ListedFile(escape_name(name))  # gone since scandir; opening it will say so
-    if stat.S_ISREG(status.st_mode) or not _is_ours(name):
+    if stat.S_ISREG(status.st_mode) or not _is_ours(name, named):
         fingerprint = f"{status.st_size}-{file_stamp(status)}"
         return ListedFile(escape_name(name), status.st_size, fingerprint)
     # Opening a pipe would wait for ever.

@@ -31,7 +31,7 @@ def read_manifest(data: bytes, where: str) -> Manifest:
     ``inspection_id``, ``element``, ``position_m``, ``clock``, ``captured_at``, ``latitude``, ``longitude``, ``split``
     (``train`` or ``test``, instead of dealing it out) and ``tile_x``, ``tile_y``, ``tile_width``, ``tile_height``
     (pixels of the upright picture: this box of it, and not the whole); others are ignored. A video, or a tar file's
-    member (``shard.tar/member.jpg``), is named like any file.
+    member (``shard.tar/member.jpg``), is named like any file; a member by a name that is a picture's.
 
     Raises:
         InputError: not such a table, a value that cannot be understood, or a file, or a box of it, that is named twice.

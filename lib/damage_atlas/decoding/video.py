@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ def choose_frames(path: str, sampling: Sampling, limits: Limits, on_frame: Calla
     Raises:
         ImageError: not a video that is read, or no frame of it can be decoded.
     """
-    with _opened(path) as container:
+    with _faults_told(path), _opened(path) as container:
         stream = _stream(container, limits)
         chosen: list[tuple[int, float]] = []
         seen: np.ndarray | None = None
@@ -103,6 +104,10 @@ class VideoReader:
         Raises:
             ImageError: there is no such frame any more.
         """
+        with _faults_told(self._path):
+            return self._read(pts, on_frame)
+
+    def _read(self, pts: int, on_frame: Callable[[], None]) -> Pixels:
         back_s = 0.0
         if self._at is None or not 0 < float((pts - self._at) * self._stream.time_base) < _SEEK_BEYOND_S:
             self._seek(pts, back_s)
@@ -139,6 +144,7 @@ class _Decoder:
     def __init__(self, container: Any, stream: Any) -> None:
         self.container, self.stream = container, stream
         self.damaged = 0
+        self._disk_is_well = False
 
     def __iter__(self) -> Iterator[Any]:
         packets = self.container.demux(self.stream)
@@ -150,8 +156,9 @@ class _Decoder:
             except (StopIteration, av.error.EOFError):
                 return
             except av.error.FFmpegError as error:
-                if is_of_the_machine(error):
+                if not self._disk_is_well and _is_the_disks(error, self.container.name):
                     raise
+                self._disk_is_well = True  # once: a file of a thousand damaged packets is not read a thousand times
                 self.damaged += 1
                 in_a_row += 1
                 packets = self.container.demux(self.stream)  # an error ends the iterator, not the file
@@ -160,11 +167,35 @@ class _Decoder:
             yield from (frame for frame in frames if frame.pts is not None)
 
 
+@contextmanager
+def _faults_told(path: str) -> Iterator[None]:
+    """What FFmpeg cannot do is the file's fault, unless it is the disk's."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if _is_the_disks(error, path):
+            raise OSError(error.errno, f"{error.strerror}: {path}") from error
+        raise ImageError("corrupt", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from error
+
+
+def _is_the_disks(error: Exception, path: str) -> bool:
+    """Whether the file cannot be read: FFmpeg says "input/output error" and "no memory" of damaged containers, too."""
+    if isinstance(error, MemoryError) or not is_of_the_machine(error):
+        return False
+    try:
+        with open(path, "rb") as file:
+            while file.read(1 << 22):
+                pass
+    except OSError:
+        return True
+    return False
+
+
 def _opened(path: str) -> Any:
     try:
         return av.open(path, options=_OPTIONS)
     except av.error.FFmpegError as error:
-        if is_of_the_machine(error):
+        if _is_the_disks(error, path):
             raise
         text = " ".join(str(error).split())
         raise ImageError("not_an_image", f"not a video that is read ({text[:200]})") from error

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from damage_atlas.contracts import OBSERVATIONS, ModelCard, Output
 from damage_atlas.embed.part import part_name, read_part
 from damage_atlas.errors import ContractError
-from damage_atlas.images import SOURCE_COLUMNS
+from damage_atlas.images import SOURCE_COLUMNS, Limits
 from damage_atlas.parts import plan_parts, read_ahead
 from damage_atlas.store import Run, Stage, Store, load_model_card
 from damage_atlas.store.forgotten import read_forgotten, refuse_forgotten
@@ -23,7 +23,7 @@ from damage_atlas.store.runs import read_output, table_from_bytes
 ImageRow = dict[str, Any]  # image_id and images.SOURCE_COLUMNS
 
 # Of the reasons why an image got no vector, those that its bytes explain. An image id stands for bytes.
-_STAYS: Final = frozenset({"truncated", "not_an_image", "corrupt", "bomb", "too_small", "crash", "hang"})
+STAYS: Final = frozenset({"truncated", "not_an_image", "corrupt", "bomb", "too_small", "crash", "hang"})
 # The pixels of a part travel from decoders to the network in one piece.
 _LARGEST_PART_BYTES: Final = 64 << 20
 
@@ -114,12 +114,15 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
 
 def _failed_before(run: Run, card: ModelCard, wanted: set[str]) -> list[dict[str, str]]:
     previous = run.previous()
-    if previous is None or run.spec.settings.catalog.retry_quarantined:
+    settings = run.spec.settings.catalog
+    if previous is None or settings.retry_quarantined:
+        return []
+    if Limits.of(settings) != Limits.of(previous.spec.settings.catalog):
         return []
     if previous.artifact("embed").facts["model"] != f"{card.model}@{card.version}":
         return []
     rows = previous.read_table("embed", "failed.parquet").to_pylist()
-    return [row for row in rows if row["image_id"] in wanted and row["reason"] in _STAYS]
+    return [row for row in rows if row["image_id"] in wanted and row["reason"] in STAYS]
 
 
 def unique_images(run: Run) -> pa.Table:

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from damage_atlas.experiments.data import with_validation
-from damage_atlas.experiments.log import MeasurementLog, Row
+from damage_atlas.experiments.log import MeasurementLog, Row, deciding
 from damage_atlas.experiments.subclasses import Floats, train_vectors
 from damage_atlas.metrics import knn_accuracy
 from damage_atlas.network import fixed_threads, resolve_precision
@@ -82,7 +82,7 @@ def compare_baselines(
                 decides = {
                     **data,
                     "method": method,
-                    "train": asked.model_dump(mode="json", exclude={"promote"}),
+                    "train": deciding(asked),
                     "tuning": True,
                     "validation": inner.splits,
                 }
@@ -98,7 +98,7 @@ def compare_baselines(
             decides = {
                 **data,
                 "method": method,
-                "train": asked.model_dump(mode="json", exclude={"promote"}),
+                "train": deciding(asked),
                 "tuning": False,
             }
             names = {"method": method, "tuning": False, "learning_rate": rate, "seed": seed}

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from damage_atlas.spec import TrainSpec
+
 Row = dict[str, Any]
+
+
+def deciding(train: TrainSpec, *others: str) -> Row:
+    """The settings of a training that decide what it learns, and so whether it was measured already.
+
+    Args:
+        others: more settings that do not decide it here.
+    """
+    left_out = {"promote", "fewest_workers", *others, *(() if train.compile else ("compile",))}
+    return train.model_dump(mode="json", exclude=left_out)
 
 
 class MeasurementLog:

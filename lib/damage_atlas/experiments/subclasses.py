@@ -22,7 +22,7 @@ from damage_atlas.cluster.density import dbscan_clusters, find_clusters
 from damage_atlas.cluster.radius import find_knee
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.errors import InputError
-from damage_atlas.experiments.log import MeasurementLog, Row, interval
+from damage_atlas.experiments.log import MeasurementLog, Row, deciding, interval
 from damage_atlas.metrics import agreement, knn_accuracy
 from damage_atlas.neighbours import exact_neighbours, without_self
 from damage_atlas.network import best_device
@@ -169,8 +169,8 @@ def recover_subclasses(
                     "labels": images.labels,
                     "splits": images.splits,
                     "pairing": pairing,
-                    "train": settings.train.model_dump(mode="json", exclude={"promote"}),
-                    "cluster": settings.cluster.model_dump(mode="json"),
+                    "train": deciding(settings.train),
+                    "cluster": settings.cluster.model_dump(mode="json", exclude={"resamples_kept"}),
                 }
                 names = {"variant": variant, "pairing": [list(pair) for pair in pairing], "seed": seed}
 

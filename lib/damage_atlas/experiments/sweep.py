@@ -21,7 +21,7 @@ import torch
 
 from damage_atlas.errors import ContractError, InputError, ObjectExistsError, TrainingDivergedError
 from damage_atlas.experiments.data import with_validation
-from damage_atlas.experiments.log import Row, interval
+from damage_atlas.experiments.log import Row, deciding, interval
 from damage_atlas.experiments.subclasses import train_network
 from damage_atlas.images import Limits
 from damage_atlas.network import best_device, resolve_precision
@@ -126,7 +126,7 @@ def _key(images: LabelledImages, train: TrainSpec, device: str) -> str:
         "labels": images.labels,
         "splits": images.splits,
         # How it is computed, and not how often somebody looks.
-        "train": train.model_dump(mode="json", exclude={"checkpoint_every", "evaluate_every", "workers", "promote"}),
+        "train": deciding(train, "checkpoint_every", "evaluate_every", "workers"),
         "device": device,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]

@@ -71,6 +71,7 @@ def explain_clusters(run: Run, map_parts: MapParts = map_in_threads) -> Artifact
         ],
         EXPLANATIONS,
     )
+    refuse_forgotten(run)  # meanwhile
     stage.write_table("explanations.parquet", table)
     faithfulness = [r["faithfulness"] for r in drawn.values() if r["faithfulness"] is not None]
     return stage.seal(

@@ -200,8 +200,8 @@ def test_a_header_that_says_it_is_huge_is_not_read(archive: Archive, kind: bytes
 class Packets:
     """A container whose first packets fail; the stream's frames come from the others."""
 
-    def __init__(self, container: Any, errors: list[Exception]) -> None:
-        self.container, self.errors = container, errors
+    def __init__(self, container: Any, name: Path, errors: list[Exception]) -> None:
+        self.container, self.name, self.errors = container, str(name), errors
 
     def demux(self, stream: Any) -> Iterator[Any]:
         for packet in self.container.demux(stream):
@@ -210,27 +210,50 @@ class Packets:
             yield packet
 
 
-@pytest.mark.parametrize(
-    ("error", "is_the_files_fault"),
-    [
-        (av.error.PatchWelcomeError(1, "not implemented"), True),
-        (av.error.UnknownError(1, "unknown"), True),
-        (av.error.OSError(errno.EIO, "Input/output error"), False),
-        (av.error.OSError(errno.ESTALE, "Stale file handle"), False),
-        (av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory"), False),
-    ],
-)
-def test_what_ffmpeg_cannot_do_is_a_damaged_packet_and_a_disk_that_fails_is_none(
-    tmp_path: Path, error: Exception, is_the_files_fault: bool
-) -> None:
+FFMPEG_SAYS = [
+    av.error.PatchWelcomeError(1, "not implemented"),
+    av.error.UnknownError(1, "unknown"),
+    # Of damaged containers it says so, too: what counts is whether the file can be read.
+    av.error.OSError(errno.EIO, "Input/output error"),
+    av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", FFMPEG_SAYS)
+def test_what_ffmpeg_cannot_do_is_a_damaged_packet(tmp_path: Path, error: Exception) -> None:
     make_video(tmp_path / "crawl.mp4", seconds=2, rate=5)
     with av.open(str(tmp_path / "crawl.mp4")) as container:
-        decoder = _Decoder(Packets(container, [error]), container.streams.video[0])
-        if is_the_files_fault:
-            assert len(list(decoder)) > 0 and decoder.damaged >= 1
-        else:
-            with pytest.raises(type(error)):
-                list(decoder)
+        packets = Packets(container, tmp_path / "crawl.mp4", [error, error])
+        decoder = _Decoder(packets, container.streams.video[0])
+        assert len(list(decoder)) > 0 and decoder.damaged >= 2
+
+
+def test_a_disk_that_fails_below_a_video_is_not_its_fault(tmp_path: Path) -> None:
+    make_video(tmp_path / "crawl.mp4", seconds=2, rate=5)
+    with av.open(str(tmp_path / "crawl.mp4")) as container:
+        packets = Packets(container, tmp_path / "gone.mp4", [av.error.OSError(errno.EIO, "Input/output error")])
+        with pytest.raises(av.error.OSError):
+            list(_Decoder(packets, container.streams.video[0]))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_damaged_videos_are_rows_whatever_ffmpeg_says(archive: Archive, suffix: str) -> None:
+    """Of such files FFmpeg says "input/output error", "no memory", "not implemented" and more."""
+    make_video(archive.images / f"whole.{suffix}", seconds=2, rate=5)
+    whole = (archive.images / f"whole.{suffix}").read_bytes()
+    draw = np.random.default_rng(0)
+    for number in range(150):
+        data = bytearray(whole)
+        for at in draw.integers(0, 600 if number % 2 else len(data), 6):
+            data[at] ^= 1 << int(draw.integers(8))
+        path = archive.images / "damaged" / f"{number:03d}.{suffix}"
+        put(archive.images, {str(path.relative_to(archive.images)): bytes(data)})
+    rows, _ = archive.build(labels="none", max_quarantined_share=1)
+    assert {row["container"] or row["file"] for row in rows} == {
+        f"whole.{suffix}",
+        *(f"damaged/{number:03d}.{suffix}" for number in range(150)),
+    }
+    assert any(row["status"] == "quarantined" for row in rows)
 
 
 def test_frames_of_a_video_are_observations_with_their_second(archive: Archive) -> None:
@@ -396,14 +419,18 @@ def test_a_manifest_chooses_files_and_says_what_they_show(archive: Archive) -> N
 
 
 def test_a_manifest_names_files_by_whatever_name_they_have(archive: Archive) -> None:
-    lines = ["file,label", "scan 1,crack", "x.img,rust", "not a picture.img,x"]
+    lines = ["file,label", "scan 1,crack", "x.img,rust", "not a picture.img,x", "a link,x", "a pipe,x"]
     files = {"scan 1": jpeg(1), "x.img": jpeg(2), "not a picture.img": b"text", "y.img": jpeg(3), "z.jpg": jpeg(4)}
     put(archive.images, files | {"list.csv": "\n".join(lines).encode()})
-    rows = by_file(archive.build(manifest="list.csv")[0])
+    (archive.images / "a link").symlink_to("/etc/hostname")
+    os.mkfifo(archive.images / "a pipe")
+    rows = by_file(archive.build(manifest="list.csv", max_quarantined_share=1)[0])
     assert {name: row["reason"] for name, row in rows.items()} == {
         "scan 1": None,
         "x.img": None,
         "not a picture.img": "not_an_image",
+        "a link": "link_outside",
+        "a pipe": "unreadable",
     }
 
 

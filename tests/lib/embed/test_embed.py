@@ -89,6 +89,8 @@ def test_what_the_decoder_cannot_do_is_not_tried_again_every_night(
         assert artifact.facts["ledger"]["quarantined"] == 1
         assert second.read_table("embed", "failed.parquet").equals(first.read_table("embed", "failed.parquet"))
         list(run_pipeline(second))
+        patient = begin(archive, "patient", "catalog.decode_limit_s=20")
+        assert run_stage(patient, "embed").counts == {"in": 1, "out": 0, "failed": 1} and len(asked) == 2
     again = begin(archive, "again", "catalog.retry_quarantined=true")
     assert run_stage(again, "embed").counts == {"in": 1, "out": 1, "failed": 0}
 
