@@ -12,7 +12,7 @@ import pytest
 with suppress(ImportError):  # where the bridge is tested on an old Airflow, nothing else is installed
     from hypothesis import settings
 
-    settings.register_profile("same-examples", derandomize=True)
+    settings.register_profile("same-examples", derandomize=True, deadline=None)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same-examples"))
 
 pytest_plugins = ["tests.support.fixtures"]

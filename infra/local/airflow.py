@@ -162,6 +162,7 @@ class LocalAirflow(AirflowApi, LocalService):
             "CORE__DAGS_FOLDER": str(self.dags_folder),
             "CORE__PLUGINS_FOLDER": str(self.plugins_folder),
             "CORE__LOAD_EXAMPLES": "False",
+            "CORE__DAGBAG_IMPORT_TIMEOUT": "120",  # of a cold start on two busy cores
             "CORE__EXECUTOR": "LocalExecutor",
             "CORE__PARALLELISM": "4",
             "CORE__FERNET_KEY": self._secrets["fernet_key"],

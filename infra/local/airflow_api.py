@@ -34,7 +34,7 @@ class AirflowApi:
     def check(self) -> None:
         """Called while something is waited for; raises when it can come no more."""
 
-    def wait_for_dags(self, dag_ids: set[str], timeout_s: float = 90) -> None:
+    def wait_for_dags(self, dag_ids: set[str], timeout_s: float = 180) -> None:
         """Returns when the scheduler knows these DAGs; raises with the import errors when it will not."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

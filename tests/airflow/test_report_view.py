@@ -205,7 +205,7 @@ def test_a_person_opens_the_report_from_its_task(
     frame = report_frame(page)
     frame.wait_for_function(READY)
     assert frame.locator("[data-fact=run_id]").first.inner_text() == runs["sound"].spec.run_id
-    assert frame.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    frame.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     assert frame.evaluate("window.origin") == "null"
     frame.locator(".card .shot").first.click()
     assert frame.locator("#large .pair img").count() == 2, "the page's own scripts run"
@@ -216,7 +216,7 @@ def test_a_person_opens_the_report_from_its_task(
 def test_a_hostile_report_cannot_use_the_session(airflow: LocalAirflow, dag_runs: dict[str, str], page: Page) -> None:
     page.goto(tab(airflow, dag_runs["hostile"]))
     frame = report_frame(page)
-    frame.wait_for_function("document.getElementById('told').textContent !== ''")
+    frame.wait_for_function("!!document.getElementById('told')?.textContent")
     told = json.loads(frame.locator("#told").inner_text())
     assert told == {
         "origin": "null",

@@ -126,10 +126,11 @@ def test_a_postgres_that_knows_its_user_alone_and_leaves_nothing(tmp_path: Path)
 def test_a_ray_that_crashed_is_back_at_its_address_and_has_forgotten(
     local_ray: LocalRay, client: RayJobsClient
 ) -> None:
-    client.submit(JobRequest("before", "sleep 600", {}, {}))
+    nap = ["sleep", f"6{os.getpid()}"]  # nobody else's
+    client.submit(JobRequest("before", " ".join(nap), {}, {}))
     wait_for(client, "before", "RUNNING")
     local_ray.restart(away_s=0)
     assert client.job("before") is None and local_ray.alive_nodes() == 2
     client.submit(JobRequest("after", "echo there", {}, {}))
     assert wait_for(client, "after").status == "SUCCEEDED"
-    assert not [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == ["sleep", "600"]]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == nap]

@@ -26,7 +26,7 @@ def bill(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = tmp_path_factory.mktemp("bill") / "sbom.json"
     command = recipe.strip().replace("$(SBOM)", tool.partition(":=")[2].strip()).replace("var/sbom.json", str(file))
     command = command.replace("$(BIN)", str(Path(sys.executable).parent)).replace("$(PYTHON)", sys.executable)
-    subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True, timeout=300)
     document: dict[str, Any] = json.loads(file.read_text())
     return document
 

@@ -168,8 +168,7 @@ def test_wheel_scrolls_the_page_until_the_map_is_clicked(page: Page) -> None:
     canvas.hover()
     before = page.evaluate("scrollY")
     page.mouse.wheel(0, 200)
-    page.wait_for_timeout(400)
-    assert page.evaluate("scrollY") > before
+    page.wait_for_function("before => scrollY > before", arg=before)
 
 
 def test_find_marks_files(page: Page) -> None:

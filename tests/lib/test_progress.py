@@ -20,6 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     now = SimpleNamespace(s=100.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: now.s)
     monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: False))
+    monkeypatch.setattr(Progress, "_speak", lambda shown: None)  # a thread, by the real clock
     return now
 
 

@@ -48,4 +48,4 @@ def test_queries_about_versions_are_answered(runs: list[Run], tmp_path: Path) ->
         with Prometheus(tmp_path / "prometheus", config) as prometheus:
             prometheus.wait_for("damage_atlas_store_up == 1")
             for title, expression in asked:
-                assert prometheus.query(expression), f"{title}: {expression} gives nothing"
+                assert prometheus.wait_for(expression), title

@@ -6,6 +6,7 @@ with Prometheus(folder, config) as prometheus:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -41,13 +42,15 @@ def find_tool(name: str) -> Path:
     if found := shutil.which(name):
         return Path(found)
     unpacked = TOOLS / "usr" / "bin" / name
-    if not unpacked.exists() and shutil.which("apt-get") and shutil.which("dpkg"):
-        TOOLS.mkdir(exist_ok=True)
-        for command in (["apt-get", "update"], ["apt-get", "download", "prometheus"]):
-            subprocess.run(command, cwd=TOOLS, timeout=INSTALL_LIMIT_S, capture_output=True, check=False)
-        for package in TOOLS.glob("prometheus_*.deb"):
-            subprocess.run(["dpkg", "-x", package, TOOLS], timeout=60, check=True)
-            package.unlink()
+    TOOLS.mkdir(exist_ok=True)
+    with (TOOLS / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not unpacked.exists() and shutil.which("apt-get") and shutil.which("dpkg"):
+            for command in (["apt-get", "update"], ["apt-get", "download", "prometheus"]):
+                subprocess.run(command, cwd=TOOLS, timeout=INSTALL_LIMIT_S, capture_output=True, check=False)
+            for package in TOOLS.glob("prometheus_*.deb"):
+                subprocess.run(["dpkg", "-x", package, TOOLS], timeout=60, check=True)
+                package.unlink()
     if unpacked.exists():
         return unpacked
     pytest.skip(f"{name} is missing: run `sudo apt-get install prometheus`, then this test again.")
