@@ -35,11 +35,11 @@ from damage_atlas.cluster.dbscan import dbscan
 from damage_atlas.cluster.density import find_clusters
 from damage_atlas.cluster.landmarks import Clustered, choose_landmarks, estimate_memory
 from damage_atlas.cluster.layout import OldMap
-from damage_atlas.cluster.near import kept_neighbours, neighbour_table
+from damage_atlas.cluster.near import find_neighbours, kept_neighbours, neighbour_table
 from damage_atlas.cluster.passports import match_clusters
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.demo.truth import read_truth
-from damage_atlas.neighbours import Floats, Ints, Neighbours, exact_neighbours, read_vectors, without_self
+from damage_atlas.neighbours import Floats, Ints, Neighbours, read_vectors
 from damage_atlas.parts import map_in_threads
 from damage_atlas.query import published_run
 from damage_atlas.spec import ClusterSpec
@@ -172,7 +172,7 @@ def deliver(vectors_ND: Floats, ids: list[str], modes: list[str], deliveries: in
 def calibrate(vectors_ND: Floats) -> None:
     """How often clusters come back in resamples that their confidence does not know of."""
     labels, sure = _clusters_of(vectors_ND, ClusterSpec())
-    near = without_self(exact_neighbours(vectors_ND, 11), 10).ids_NK
+    near = find_neighbours(vectors_ND, 10).ids_NK
     others = ClusterSpec(seed=1000)
     check = measure_confidence(vectors_ND, near, labels, [None] * len(labels), others, map_in_threads)
     for low, high in ((0.0, 0.5), (0.5, 0.9), (0.9, 1.01)):
@@ -202,7 +202,7 @@ def _map_ours() -> dict[str, Any]:
     spec = ClusterSpec(resamples=0)
 
     def work() -> Ints:
-        near = without_self(exact_neighbours(vectors, 91), 90)
+        near = find_neighbours(vectors, 90)
         return find_clusters(make_map(vectors, near, spec), vectors, spec).labels_N
 
     return _timed(work, kind)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from damage_atlas.catalog.listing import ListedFile
 from damage_atlas.contracts import FILES
 from damage_atlas.decoding.facts import Sampling
+from damage_atlas.decoding.faults import PASSING_REASONS
 from damage_atlas.errors import ContractError
 from damage_atlas.images import Limits
 from damage_atlas.parts import read_ahead
@@ -24,8 +25,6 @@ from damage_atlas.store.runs import table_bytes, table_from_bytes
 
 # Raise it when the same bytes would be judged otherwise: then every file is looked at again.
 _JUDGEMENT: Final = 2
-# What may be otherwise without any change to the file's size and stamp.
-_PASSING: Final = ("vanished", "changed", "unreadable")
 
 
 def known_folder(archive: str, images_root: str, limits: Limits, sampling: Sampling) -> str:
@@ -63,7 +62,9 @@ def read_known(store: Store, folder: str, files: Iterable[ListedFile], retry_qua
         tables.append(table.filter(pa.array([unit in new for unit in units], pa.bool_())))
     known = pa.concat_tables([FILES.empty_table(), *tables])
     again = known.filter(
-        pc.is_valid(known["reason"]) if retry_quarantined else pc.is_in(known["reason"], pa.array(_PASSING))
+        pc.is_valid(known["reason"])
+        if retry_quarantined
+        else pc.is_in(known["reason"], pa.array(sorted(PASSING_REASONS)))
     )
     return known.filter(pc.invert(pc.is_in(known["listed"], again["listed"].combine_chunks())))
 

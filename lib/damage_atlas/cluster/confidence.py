@@ -17,8 +17,9 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, sil
 from threadpoolctl import threadpool_limits
 
 from damage_atlas.cluster.density import FoundClusters, find_clusters
+from damage_atlas.cluster.near import find_neighbours
 from damage_atlas.cluster.tsne import SMALLEST_MAP, make_map
-from damage_atlas.neighbours import Floats, Ints, exact_neighbours, without_self
+from damage_atlas.neighbours import Floats, Ints
 from damage_atlas.parts import MapParts
 from damage_atlas.spec import ClusterSpec
 
@@ -219,8 +220,7 @@ def cluster_afresh(
     vectors_ND: Floats, spec: ClusterSpec, seed: int, eps_factor: float = 1.0
 ) -> tuple[Floats, FoundClusters]:
     """A map that begins from places drawn by the seed (N x 2), and its clusters."""
-    wanted = min(int(3 * spec.perplexity), len(vectors_ND) - 1)
-    near = without_self(exact_neighbours(vectors_ND, wanted + 1), wanted)
+    near = find_neighbours(vectors_ND, int(3 * spec.perplexity))
     positions = make_map(vectors_ND, near, spec, random_start=seed)
     return positions, find_clusters(positions, vectors_ND, spec, eps_factor)
 

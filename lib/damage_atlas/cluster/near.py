@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from damage_atlas.contracts import NEIGHBOURS
 from damage_atlas.neighbours import Floats, Ints, Neighbours, exact_neighbours, without_self
+from damage_atlas.parts import plan_parts
 
 WORTH_KEEPING = 20_000  # images on a map: the neighbours of fewer are found in a second or two
 _MOST_SEARCHED = 0.2  # of all images: with more to search for, one search for all is as fast
@@ -46,25 +47,31 @@ def find_neighbours(vectors_ND: Floats, k: int, kept: KeptNeighbours | None = No
     if n <= 1:
         return exact_neighbours(vectors_ND, 0)
     k = min(k, n - 1)
-    if kept is None or kept.ids_NK.shape[1] != k:
-        return without_self(exact_neighbours(vectors_ND, k + 1), k)
+    goes_on = kept is not None and kept.ids_NK.shape[1] == k
+    near = _brought_up_to_date(vectors_ND, kept) if kept is not None and goes_on else None
+    return without_self(exact_neighbours(vectors_ND, k + 1), k) if near is None else near
+
+
+def _brought_up_to_date(vectors_ND: Floats, kept: KeptNeighbours) -> Neighbours | None:
+    """None where a search for all is as fast, or what was kept is of other vectors."""
+    n, k = kept.ids_NK.shape
     is_known = (kept.ids_NK >= 0).all(axis=1)
     searched, known = np.flatnonzero(~is_known), np.flatnonzero(is_known)
-    similarities = np.zeros((n, k), np.float32)
-    for rows in _some_at_a_time(known, max(_NUMBERS_AT_ONCE // (k * vectors_ND.shape[1]), 1)):
-        similarities[rows] = np.einsum("nd,nkd->nk", vectors_ND[rows], vectors_ND[kept.ids_NK[rows]])
-    is_as_it_was = np.abs(similarities[known].min(axis=1) - kept.farthest_N[known]) < _SAME
-    if len(searched) > _MOST_SEARCHED * n or not is_as_it_was.all():  # vectors that were made anew elsewhere
-        return without_self(exact_neighbours(vectors_ND, k + 1), k)
-    ids = kept.ids_NK.copy()
+    if len(searched) > _MOST_SEARCHED * n:
+        return None
+    ids, similarities = kept.ids_NK.copy(), np.zeros((n, k), np.float32)
+    for part in plan_parts(len(known), max(_NUMBERS_AT_ONCE // (k * vectors_ND.shape[1]), 1)):
+        rows = known[part.rows]
+        similarities[rows] = np.einsum("nd,nkd->nk", vectors_ND[rows], vectors_ND[ids[rows]])
+    if (np.abs(similarities[known].min(axis=1) - kept.farthest_N[known]) >= _SAME).any():
+        return None
     if len(searched):
         found = without_self(exact_neighbours(vectors_ND, k + 1, vectors_ND[searched]), k, searched)
         ids[searched], similarities[searched] = found.ids_NK, found.similarities_NK
     new = np.flatnonzero(np.isnan(kept.farthest_N))
-    if len(new) == 0:
-        return Neighbours(ids, similarities)
-    for rows in _some_at_a_time(known, _ROWS_AT_ONCE):
+    for part in plan_parts(len(known) if len(new) else 0, _ROWS_AT_ONCE):
         # An image keeps the neighbours it had, but for those that a nearer one among the new takes the place of.
+        rows = known[part.rows]
         come = exact_neighbours(vectors_ND[new], k, vectors_ND[rows])
         gains = come.similarities_NK[:, 0] > similarities[rows].min(axis=1)
         rows = rows[gains]
@@ -98,7 +105,3 @@ def kept_neighbours(table: pa.Table, ids: Sequence[str]) -> KeptNeighbours:
     farthest_N = np.full(len(ids), np.nan, np.float32)
     farthest_N[now_M[here]] = table["farthest"].to_numpy()[here]
     return KeptNeighbours(near_NK, farthest_N)
-
-
-def _some_at_a_time(rows: Ints, most: int) -> list[Ints]:
-    return np.array_split(rows, max(-(-len(rows) // most), 1))

@@ -25,6 +25,9 @@ QUARANTINE_REASONS: Final = {
     "no_vector": "the vectors that were given with --vectors name no such image",
 }
 
+# What may be otherwise without any change to the file.
+PASSING_REASONS: Final = frozenset({"vanished", "changed", "unreadable"})
+
 # What Pillow's decoders raise over damaged bytes. MemoryError is not among them: it speaks of the machine.
 DECODER_FAULTS: Final = (
     OSError,

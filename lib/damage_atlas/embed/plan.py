@@ -11,19 +11,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from damage_atlas.contracts import OBSERVATIONS, ModelCard, Output
+from damage_atlas.decoding.faults import PASSING_REASONS, QUARANTINE_REASONS
 from damage_atlas.embed.part import part_name, read_part
 from damage_atlas.errors import ContractError
 from damage_atlas.images import SOURCE_COLUMNS, Limits
 from damage_atlas.parts import plan_parts, read_ahead
 from damage_atlas.store import Run, Stage, Store, load_model_card
-from damage_atlas.store.forgotten import read_forgotten, refuse_forgotten
+from damage_atlas.store.forgotten import refuse_forgotten
 from damage_atlas.store.objects import RangeReader, sha256
 from damage_atlas.store.runs import read_output, table_from_bytes
 
 ImageRow = dict[str, Any]  # image_id and images.SOURCE_COLUMNS
 
 # Of the reasons why an image got no vector, those that its bytes explain. An image id stands for bytes.
-STAYS: Final = frozenset({"truncated", "not_an_image", "corrupt", "bomb", "too_small", "crash", "hang"})
+STAYS: Final = QUARANTINE_REASONS.keys() - PASSING_REASONS - {"no_vector"}
 # The pixels of a part travel from decoders to the network in one piece.
 _LARGEST_PART_BYTES: Final = 64 << 20
 
@@ -79,13 +80,13 @@ def plan_embedding(run: Run, stage: Stage) -> EmbedPlan:
     """Plan the run's embedding, or read the plan an earlier attempt has stored."""
     card = model_of(run)
     folder = vectors_folder(run.spec.archive, card)
-    refuse_forgotten(run)
-    gone = read_forgotten(run.store, run.spec.archive).image_ids
+    gone = refuse_forgotten(run)
     stored = stage.stored_plan()
     if stored is None:
         wanted = unique_images(run)
-        reused, known = _parts_of_use(run.store, folder, set(wanted["image_id"].to_pylist()), gone)
-        failed = _failed_before(run, card, set(wanted["image_id"].to_pylist()) - known)
+        wanted_ids = set(wanted["image_id"].to_pylist())
+        reused, known = _parts_of_use(run.store, folder, wanted_ids, gone)
+        failed = _failed_before(run, card, wanted_ids - known)
         settled = [*sorted(known), *(row["image_id"] for row in failed)]
         missing = wanted.filter(pc.invert(pc.is_in(wanted["image_id"], pa.array(settled, pa.string()))))
         size = card.preprocessing["size"]

@@ -24,6 +24,7 @@ from damage_atlas.experiments.log import MeasurementLog, Row, deciding
 from damage_atlas.experiments.subclasses import Floats, train_vectors
 from damage_atlas.metrics import knn_accuracy
 from damage_atlas.network import fixed_threads, resolve_precision
+from damage_atlas.parts import plan_parts
 from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment
 from damage_atlas.train.data import LabelledImages, Pixels
@@ -141,8 +142,8 @@ def _frozen(pixels: Pixels, spec: TrainSpec, count: int) -> Floats:
     """Feature maps of the network as it begins, averaged over places: what a backbone brings with it."""
     network, parts = new_network(spec).eval(), []
     with torch.inference_mode(), fixed_threads(spec.threads_per_shard * spec.shards):
-        for rows in np.array_split(np.arange(count), max(-(-count // spec.batch_size), 1)):
-            features_BMHW = network.features(network.prepare(torch.as_tensor(pixels[rows])))
+        for part in plan_parts(count, spec.batch_size):
+            features_BMHW = network.features(network.prepare(pixels[np.arange(count)[part.rows]]))
             parts.append(nn.functional.normalize(features_BMHW.mean(dim=(2, 3))))
     return np.asarray(torch.cat(parts), np.float32)
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from damage_atlas.cluster.alerts import Earlier, Images, find_alerts
 from damage_atlas.cluster.moments import moments_of
+from damage_atlas.cluster.near import find_neighbours
 from damage_atlas.cluster.noise import queue_noise
 from damage_atlas.demo.truth import read_truth
-from damage_atlas.neighbours import exact_neighbours, read_vectors, without_self
+from damage_atlas.neighbours import read_vectors
 from damage_atlas.query import published_run
 from damage_atlas.spec import ClusterSpec
 from damage_atlas.store import Store
@@ -66,7 +67,7 @@ def planted(out: Path) -> Iterator[str]:
     for seed in range(_QUEUE_DRAWS):
         group = np.random.default_rng(seed).permutation(kind)[:5]
         at = np.sort(np.concatenate([others, group]))
-        near = without_self(exact_neighbours(vectors[at], 91), 90)
+        near = find_neighbours(vectors[at], 90)
         queue = at[queue_noise([ids[i] for i in at], near, np.zeros(len(at), np.int64), moment[at]).rows_Q[:_LOOKED_AT]]
         places = np.flatnonzero(np.isin(queue, group))
         hits.append(len(places))

@@ -19,12 +19,12 @@ from sklearn.cluster import DBSCAN, KMeans
 from sklearn.metrics import adjusted_mutual_info_score
 
 from damage_atlas.cluster.density import dbscan_clusters, find_clusters
+from damage_atlas.cluster.near import find_neighbours
 from damage_atlas.cluster.radius import find_knee
 from damage_atlas.cluster.tsne import make_map
 from damage_atlas.errors import InputError
 from damage_atlas.experiments.log import MeasurementLog, Row, deciding, interval
 from damage_atlas.metrics import agreement, knn_accuracy
-from damage_atlas.neighbours import exact_neighbours, without_self
 from damage_atlas.network import best_device
 from damage_atlas.spec import PAPER_EPS, ClusterSpec, Settings, TrainSpec, with_overrides
 from damage_atlas.train.data import LabelledImages, Pixels
@@ -218,7 +218,7 @@ def subclass_scores(fine: LabelledImages, coarse: LabelledImages, vectors_ND: Fl
         return knn_accuracy(vectors_ND[train], labels[train].tolist(), vectors_ND[test], labels[test].tolist())
 
     k = int(3 * spec.perplexity)
-    positions = make_map(vectors_ND, without_self(exact_neighbours(vectors_ND, k + 1), k), spec)
+    positions = make_map(vectors_ND, find_neighbours(vectors_ND, k), spec)
     found = find_clusters(positions, vectors_ND, spec)
     at_paper_eps = dbscan_clusters(positions, PAPER_EPS, spec.min_neighbours)
     in_embedding = DBSCAN(eps=find_knee(vectors_ND, spec.min_neighbours), min_samples=spec.min_neighbours)

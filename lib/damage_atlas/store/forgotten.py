@@ -50,18 +50,18 @@ def read_forgotten(store: Store, archive: str) -> Forgotten:
     return Forgotten({number: read_document(store, f"{folder}/{number:08d}.json", Tombstone) for number in numbers})
 
 
-def refuse_forgotten(run: Run) -> None:
-    """Let no stage of a run that had begun before show an image again.
+def refuse_forgotten(run: Run) -> set[str]:
+    """Let no stage of a run that had begun before show an image again; the images that were forgotten.
 
     Raises:
         InputError: the run's catalog holds an image that was forgotten since.
     """
     gone = read_forgotten(run.store, run.spec.archive).image_ids
-    if not gone:
-        return
-    images = run.read_table("catalog", "observations.parquet", ["image_id"])["image_id"]
-    if not gone.isdisjoint(images.to_pylist()):
-        raise InputError(f"{run.uri}: images were forgotten since its catalog was made. Start a new run.")
+    if gone:
+        images = run.read_table("catalog", "observations.parquet", ["image_id"])["image_id"]
+        if not gone.isdisjoint(images.to_pylist()):
+            raise InputError(f"{run.uri}: images were forgotten since its catalog was made. Start a new run.")
+    return gone
 
 
 def bury(store: Store, archive: str, tombstone: Tombstone) -> int:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from damage_atlas.pipeline import run_stage
-from damage_atlas.spec import Settings, with_overrides
-from damage_atlas.store import Run, Store, load_model_card, resolve_model, start_run
+from damage_atlas.store import Run, load_model_card, resolve_model
 from damage_atlas.train import train_model
 from damage_atlas.train.compare import is_worse
+from tests.lib.train.test_loop import training_run
 from tests.support.small_archive import make_labelled
 
 GOOD = ("train.iterations=60", "train.learning_rate=0.002")
@@ -101,9 +100,6 @@ def _sides(run: Run) -> dict[str, str]:
 
 
 def _trained(folder: Path, images: Path, *assignments: str) -> Run:
-    small = ["train.input_size=32", "train.batch_size=24", "train.precision=float32"]
-    settings = with_overrides(Settings(), [*small, *assignments])
-    run = start_run(Store(folder), images=str(images), kind="train", archive="a", model="m", settings=settings)
-    run_stage(run, "catalog")
+    run = training_run(folder, images, *assignments)
     train_model(run)
     return run
