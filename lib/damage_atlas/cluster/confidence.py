@@ -103,7 +103,12 @@ def measure_confidence(
 
     # A cluster of a dozen images keeps nine or ten of them: with as many neighbours asked for as before it could not
     # come back whatever it is, and a new kind of damage begins so. (The method `paper` keeps the paper's number.)
-    thinned = spec.model_copy(update={"min_neighbours": max(round(_DRAWN_SHARE * spec.min_neighbours), 1)})
+    thinned = spec.model_copy(
+        update={
+            "min_neighbours": max(round(_DRAWN_SHARE * spec.min_neighbours), 1),
+            "threads": max(spec.threads // len(resamples), 1),  # they are made beside each other
+        }
+    )
 
     def again(resample: _Resample) -> tuple[NDArray[np.float64], float]:
         seed, factor = spec.seed + resample.number + 1, _EPS_FACTORS[resample.turn % len(_EPS_FACTORS)]

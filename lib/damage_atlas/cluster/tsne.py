@@ -14,7 +14,7 @@ from openTSNE._tsne import (
     estimate_negative_gradient_fft_2d,
     estimate_positive_gradient_nn,
 )
-from openTSNE.affinity import PerplexityBasedNN
+from openTSNE.affinity import PerplexityBasedNN, joint_probabilities_nn
 from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from openTSNE.quad_tree import QuadTree
 from openTSNE.tsne import gradient_descent, kl_divergence_bh, kl_divergence_fft
@@ -27,8 +27,8 @@ from damage_atlas.spec import ClusterSpec
 SMALLEST_MAP = 8  # fewer points have no neighbourhoods to speak of
 _EXAGGERATION = 12.0
 _EXAGGERATION_ITERATIONS = 250
-_SMALL_MAP = 5000  # below it, threads wait for each other longer than they work
-_INTERPOLATED_FROM = 8000  # points; from about here on the interpolated gradient (Linderman et al. 2019) is faster
+_SMALL_MAP = 2000  # below it, threads wait for each other longer than they work
+_INTERPOLATED_FROM = 8000  # points that join: from about here on interpolation (Linderman et al. 2019) is faster
 _START_SPREAD = 1e-4  # standard deviation; openTSNE's own: a start this small is still free to unfold
 _THETA, _INTERVALS = 0.5, 50  # of Barnes-Hut, and of interpolation at least: as openTSNE's
 # Of points that find their place among others: openTSNE's transform takes as many iterations and as much exaggeration.
@@ -61,7 +61,7 @@ def make_map(
         start = np.random.default_rng(random_start).normal(0, _START_SPREAD, (n, 2))
     # One thread for BLAS: its sums depend on the number of threads, and t-SNE amplifies the last bit.
     with threadpool_limits(limits=1, user_api="blas"):
-        at = _embedding_of(near, spec, _objective(n))
+        at = _embedding_of(near, spec)
         embedding = at(start).optimize(
             n_iter=_EXAGGERATION_ITERATIONS, exaggeration=_EXAGGERATION, momentum=0.5, learning_rate="auto"
         )
@@ -86,35 +86,61 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
         start_N2: where all points start.
     """
     free = np.flatnonzero(~fixed_N)
-    centred = start_N2 - start_N2[fixed_N].mean(axis=0)
+    middle = start_N2[fixed_N].mean(axis=0)
+    whole = (start_N2 - middle).view(_Whole)
+    moving, optimizer = np.ascontiguousarray(start_N2[free] - middle), gradient_descent()
     with threadpool_limits(limits=1, user_api="blas"):
-        whole = _embedding_of(near, spec, _objective(len(centred)))(centred)  # for its affinities; it is not optimized
-        threads = spec.threads if len(free) >= _SMALL_MAP else 1
-        moving, optimizer = np.ascontiguousarray(centred[free]), gradient_descent()
-        named = {
-            "P": whole.affinities.P[free],
-            "objective_function": objective_among_fixed(
-                centred[fixed_N], free, threads, _THETA if len(free) < _INTERPOLATED_FROM else None
-            ),
-            "reference_embedding": whole,  # the optimizer leaves the middle alone if there is one
-        }
+        theta = _THETA if len(free) < _INTERPOLATED_FROM else None
+        objective = objective_among_fixed(np.asarray(whole)[fixed_N], free, spec.threads, theta)
+        attraction = affinities_of(free, near, spec)
         for iterations, exaggeration, momentum in (
             (_JOIN_EXAGGERATION_ITERATIONS, _JOIN_EXAGGERATION, 0.5),
             (_JOIN_ITERATIONS, 1.0, 0.8),
         ):
             _, moving = optimizer(
                 moving,
+                attraction,
                 n_iter=iterations,
                 exaggeration=exaggeration,
                 momentum=momentum,
                 # As for a whole map (Belkina et al. 2019), whose divergence it is that falls. openTSNE warns of so high
                 # a rate where each new point has a divergence of its own.
-                learning_rate=len(centred) / exaggeration,
-                **named,
+                learning_rate=len(whole) / exaggeration,
+                objective_function=objective,
+                reference_embedding=whole,  # the optimizer leaves the middle alone if there is one
             )
     positions = start_N2.copy()
-    positions[free] = moving + start_N2[fixed_N].mean(axis=0)
+    positions[free] = moving + middle
     return positions.astype(np.float32)
+
+
+class _Whole(np.ndarray[Any, Any]):
+    """Positions of all points, with the attributes that openTSNE's optimizer looks for on a map that others join."""
+
+    interp_coeffs = box_x_lower_bounds = None  # there is no grid that would hold back what moves
+
+
+def affinities_of(rows_F: Ints, near: Neighbours, spec: ClusterSpec) -> csr_matrix:
+    """The rows of t-SNE's joint probabilities that belong to some of the points: F x N.
+
+    They hang on the neighbours of these points and of those that have one of them as a neighbour, and on no other.
+    """
+    n = len(near.ids_NK)
+    is_asked = np.zeros(n, bool)
+    is_asked[rows_F] = True
+    rows = np.flatnonzero(is_asked | is_asked[near.ids_NK].any(axis=1))
+    conditional = joint_probabilities_nn(
+        near.ids_NK[rows],
+        _distances(near.similarities_NK[rows]),
+        [_perplexity(near, spec)],
+        symmetrize=False,
+        normalization="point-wise",
+        n_reference_samples=n,
+        n_jobs=spec.threads,
+    )
+    to_asked = csr_matrix(conditional[:, rows_F].T)
+    to_asked = csr_matrix((to_asked.data, rows[to_asked.indices], to_asked.indptr), shape=(len(rows_F), n))
+    return csr_matrix((conditional[np.searchsorted(rows, rows_F)] + to_asked) / (2 * n))
 
 
 def objective_among_fixed(
@@ -172,25 +198,37 @@ def _interpolated(free_M: Ints) -> Callable[[Positions, Positions], Positions]:
     return repulsion
 
 
-def _objective(n: int) -> Callable[..., tuple[float, Positions]]:
-    return kl_divergence_fft if n >= _INTERPOLATED_FROM else kl_divergence_bh
+def kl_divergence(embedding_N2: Positions, *arguments: Any, **named: Any) -> tuple[float, Positions]:
+    """openTSNE's, by interpolation while its grid has no more cells than there are points, else by Barnes-Hut.
+
+    A grid's cell is one unit wide, so that its price grows with the area of the map; that of trees does not. A map
+    begins small: in its first iterations interpolation is the faster for all but small ones.
+    """
+    cells = max(float(np.ptp(embedding_N2, axis=0).max()), _INTERVALS) ** 2
+    chosen = kl_divergence_fft if cells <= len(embedding_N2) else kl_divergence_bh
+    return chosen(embedding_N2, *arguments, **named)
 
 
-def _embedding_of(
-    near: Neighbours, spec: ClusterSpec, objective: Callable[..., tuple[float, Positions]]
-) -> Callable[[Positions], TSNEEmbedding]:
+def _embedding_of(near: Neighbours, spec: ClusterSpec) -> Callable[[Positions], TSNEEmbedding]:
     """What makes an embedding of positions, with affinities that are computed once."""
     threads = spec.threads if len(near.ids_NK) >= _SMALL_MAP else 1
-    distances = np.sqrt(np.maximum(2 - 2 * near.similarities_NK.astype(np.float64), 0))  # of unit vectors
     affinities = PerplexityBasedNN(
-        perplexity=min(spec.perplexity, near.ids_NK.shape[1] / 3),
-        knn_index=PrecomputedNeighbors(near.ids_NK, distances),
+        perplexity=_perplexity(near, spec),
+        knn_index=PrecomputedNeighbors(near.ids_NK, _distances(near.similarities_NK)),
         n_jobs=threads,
         random_state=spec.seed,
     )
     return lambda positions_N2: TSNEEmbedding(
-        positions_N2, affinities, negative_gradient_method=objective, n_jobs=threads, random_state=spec.seed
+        positions_N2, affinities, negative_gradient_method=kl_divergence, n_jobs=threads, random_state=spec.seed
     )
+
+
+def _perplexity(near: Neighbours, spec: ClusterSpec) -> float:
+    return min(spec.perplexity, near.ids_NK.shape[1] / 3)
+
+
+def _distances(similarities_NK: Floats) -> Positions:
+    return np.sqrt(np.maximum(2 - 2 * similarities_NK.astype(np.float64), 0))  # of unit vectors
 
 
 def _start(vectors_ND: Floats, near: Neighbours, start_N2: Positions | None) -> Positions:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from damage_atlas.contracts import Artifact, Output, VersionRecord
 from damage_atlas.errors import ContractError, ObjectNotFoundError, PublishConflictError
-from damage_atlas.parts import MapParts, map_in_threads
+from damage_atlas.parts import MapParts, read_ahead
 from damage_atlas.store import Run, current_version, publish_version, read_version
 from damage_atlas.store.forgotten import deleted_objects
 from damage_atlas.store.objects import sha256
@@ -15,7 +15,7 @@ from damage_atlas.store.versions import run_ledger
 __all__ = ["publish_run", "rollback", "verify_run"]
 
 
-def publish_run(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
+def publish_run(run: Run, map_parts: MapParts = read_ahead) -> Artifact:
     """Publish the run as the version after the one it was built on.
 
     Raises:
@@ -66,7 +66,7 @@ def publish_run(run: Run, map_parts: MapParts = map_in_threads) -> Artifact:
     )
 
 
-def verify_run(run: Run, map_parts: MapParts = map_in_threads) -> list[str]:
+def verify_run(run: Run, map_parts: MapParts = read_ahead) -> list[str]:
     """Re-hash all that the run's sealed stages wrote; one line for each thing that is not as sealed."""
     problems: list[str] = []
     outputs: dict[str, Output] = {}

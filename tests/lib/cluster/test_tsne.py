@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from openTSNE.affinity import PerplexityBasedNN
+from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from openTSNE.tsne import kl_divergence_bh, kl_divergence_fft
 from scipy.sparse import csr_matrix, random_array
 
-from damage_atlas.cluster.tsne import SMALLEST_MAP, join_map, make_map, objective_among_fixed
+from damage_atlas.cluster.tsne import (
+    SMALLEST_MAP,
+    affinities_of,
+    join_map,
+    kl_divergence,
+    make_map,
+    objective_among_fixed,
+)
 from damage_atlas.neighbours import exact_neighbours, without_self
 from damage_atlas.spec import ClusterSpec
 
@@ -102,6 +113,29 @@ def test_trees_and_interpolation_say_what_a_whole_map_says(threads: int) -> None
         _, ours = objective(positions[free].copy(), p[free], reference_embedding=positions.copy())
         off, theirs_off = (np.linalg.norm(found - exact[free]) for found in (ours, theirs[free]))
         assert off <= 1.1 * theirs_off < 0.06 * np.linalg.norm(exact[free]), theta
+
+
+@pytest.mark.parametrize(("width", "theirs"), [(20, kl_divergence_fft), (70, kl_divergence_bh)])
+def test_a_map_is_interpolated_while_it_is_small(width: float, theirs: Callable[..., tuple[float, np.ndarray]]) -> None:
+    rng = np.random.default_rng(2)
+    positions = rng.uniform(0, width, (3000, 2))
+    p = csr_matrix(random_array((3000, 3000), density=0.01, rng=rng, format="csr"))
+    named = {
+        "dof": 1,
+        "bh_params": {"theta": 0.5},
+        "fft_params": {"n_interpolation_points": 3, "min_num_intervals": 50, "ints_in_interval": 1},
+    }
+    assert (kl_divergence(positions, p, **named)[1] == theirs(positions, p, **named)[1]).all()
+
+
+@pytest.mark.parametrize("rows", [[0], [3, 50, 51, 119], list(range(120))])
+def test_the_affinities_of_some_are_rows_of_all(rows: list[int]) -> None:
+    near = without_self(exact_neighbours(unit(120), 31), 30)
+    distances = np.sqrt(np.maximum(2 - 2 * near.similarities_NK.astype(float), 0))
+    whole = PerplexityBasedNN(perplexity=10, knn_index=PrecomputedNeighbors(near.ids_NK, distances)).P
+    found = affinities_of(np.array(rows), near, SPEC.model_copy(update={"perplexity": 10}))
+    assert found.shape == (len(rows), 120)
+    assert np.allclose(found.toarray(), whole[rows].toarray(), rtol=1e-12, atol=0)
 
 
 def test_points_that_join_move_and_no_other() -> None:
