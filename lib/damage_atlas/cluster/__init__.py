@@ -215,7 +215,11 @@ def _photos(first: pa.Table) -> list[str | None]:
 
 def _nuisances(first: pa.Table) -> dict[str, list[str | None]]:
     columns = {"asset": "asset_id", "photo": "file", "group": "group", "delivery": "delivery"}
-    return {name: first[column].to_pylist() for name, column in columns.items()}
+    nuisances = {name: first[column].to_pylist() for name, column in columns.items()}
+    # A new kind of damage comes with the newest delivery, and is not explained by it.
+    newest = max((delivery for delivery in nuisances["delivery"] if delivery is not None), default=None)
+    nuisances["delivery"] = [None if delivery == newest else delivery for delivery in nuisances["delivery"]]
+    return nuisances
 
 
 def _classes(points: pa.Table, ids: list[str]) -> list[str | None]:

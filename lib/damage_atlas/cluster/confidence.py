@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, mutual_info_score, silhouette_score
+from sklearn.metrics.cluster import expected_mutual_information
 from threadpoolctl import threadpool_limits
 
 from damage_atlas.cluster.density import FoundClusters, find_clusters
@@ -135,30 +136,53 @@ def explained_by(
 ) -> tuple[dict[str, float], list[str | None]]:
     """What clusters have to do with where an image comes from, by adjusted mutual information (Vinh et al. 2010).
 
+    A cluster is compared with single classes and single values: with all values of a nuisance at once the information
+    shared would be the smaller the more values there are, however well one of them fits.
+
     Args:
         damage_N: class of each image, given or predicted.
-        nuisances: name -> value for each image. One that has a single value, or another for each image, says nothing.
+        nuisances: name -> value for each image, None where it has none. One that has a single value, or another for
+            each image, says nothing.
 
     Returns:
         The adjusted mutual information of the clusters with each nuisance and with ``class``; and for each cluster the
         nuisance that explains it better than the class does, None where none does.
     """
-    clusters = int(labels_N.max(initial=-1)) + 1
     rows = np.random.default_rng(0).permutation(len(labels_N))[:_SAMPLE]
-    labels, damage = labels_N[rows], _codes([damage_N[row] for row in rows])
-    codes = {name: _codes([values[row] for row in rows]) for name, values in nuisances.items()}
-    codes = {name: values for name, values in codes.items() if 1 < len(np.unique(values)) <= len(rows) / 2}
-    overall = {name: float(adjusted_mutual_info_score(values, labels)) for name, values in codes.items()}
+    damage = _codes(damage_N)
+    codes = {name: _codes(values) for name, values in nuisances.items()}
+    codes = {name: values for name, values in codes.items() if 1 < len(np.unique(values[rows])) <= len(rows) / 2}
+    overall = {name: float(adjusted_mutual_info_score(values[rows], labels_N[rows])) for name, values in codes.items()}
     if len(rows):
-        overall["class"] = float(adjusted_mutual_info_score(damage, labels))
+        overall["class"] = float(adjusted_mutual_info_score(damage[rows], labels_N[rows]))
     marks: list[str | None] = []
-    for cluster in range(clusters):
-        member = labels == cluster
-        scores = {name: float(adjusted_mutual_info_score(values, member)) for name, values in codes.items()}
+    for cluster in range(int(labels_N.max(initial=-1)) + 1):
+        member = labels_N == cluster
+        scores = {name: _best_value(member, values) for name, values in codes.items()}
         best = max(scores, key=lambda name: (scores[name], name), default=None)
-        limit = max(float(adjusted_mutual_info_score(damage, member)), _EXPLAINED)
+        limit = max(_best_value(member, damage), _EXPLAINED)
         marks.append(best if best is not None and scores[best] > limit else None)
     return overall, marks
+
+
+def _best_value(member_N: NDArray[np.bool_], codes_N: Ints) -> float:
+    """The most that a single value (a code, -1 for none) says about who is a member: adjusted mutual information."""
+    n, members = len(member_N), int(member_N.sum())
+    here = np.bincount(codes_N[member_N] + 1)[1:]
+    if not here.any() or members == n:
+        return 0.0
+    everywhere = np.bincount(codes_N + 1, minlength=len(here) + 1)[1 : len(here) + 1]
+    # The value most over-represented among members, as the phi coefficient has it: as a rule the most informative one.
+    spread = np.sqrt(np.maximum(everywhere * (n - everywhere), 1) * members * (n - members))
+    best = int(np.argmax((n * here - everywhere * members) / spread))
+    both, other = int(here[best]), int(everywhere[best])
+    if other == n:
+        return 0.0
+    table = np.array([[both, members - both], [other - both, n - members - other + both]])
+    chance = expected_mutual_information(table, n)
+    entropies = [-(p * np.log(p) + (1 - p) * np.log1p(-p)) for p in (members / n, other / n)]
+    shared = mutual_info_score(None, None, contingency=table)
+    return float((shared - chance) / max(np.mean(entropies) - chance, np.finfo(float).eps))
 
 
 def silhouette(vectors_ND: Floats, labels_N: Ints) -> float | None:
@@ -244,8 +268,9 @@ def _jaccard(before_S: Ints, found_S: Ints, clusters: int) -> NDArray[np.float64
 
 
 def _codes(values: Sequence[str | None]) -> Ints:
-    """A number for each value, in the order of values; in Arrow, whose texts take no more room than they are long."""
-    encoded = pc.dictionary_encode(pc.fill_null(pa.array(values, pa.string()), ""))
-    rank = np.empty(len(encoded.dictionary), np.int64)
-    rank[pc.array_sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
-    return rank[encoded.indices.to_numpy()]
+    """A number for each value, in the order of values, -1 for None; in Arrow, whose texts are as long as they are."""
+    encoded = pc.dictionary_encode(pa.array(values, pa.string()))
+    rank = np.empty(len(encoded.dictionary) + 1, np.int64)
+    rank[pc.array_sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank) - 1)
+    rank[-1] = -1
+    return rank[pc.fill_null(encoded.indices, len(rank) - 1).to_numpy()]

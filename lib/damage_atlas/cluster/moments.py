@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 from damage_atlas.neighbours import Ints
 from damage_atlas.store import Run
-from damage_atlas.times import has_time_of_day
+from damage_atlas.times import MOMENT_S, has_time_of_day
 
-_MOMENT_S = 10  # pictures of one asset, or frames of one video, within it show the same
 _COLUMNS = ("image_id", "status", "file", "container", "tile_x", "frame_time_s", "asset_id", "captured_at")
 
 
@@ -23,9 +22,9 @@ def moments_of(run: Run) -> dict[str, str]:
         if status != "ok" or image_id in moments:
             continue
         if time_s is not None:
-            moments[image_id] = f"{container}/{file}@{time_s // _MOMENT_S}"
+            moments[image_id] = f"{container}/{file}@{time_s // MOMENT_S}"
         elif tile_x is None and asset is not None and has_time_of_day(taken):
-            moments[image_id] = f"{asset}@{taken.timestamp() // _MOMENT_S}"
+            moments[image_id] = f"{asset}@{taken.timestamp() // MOMENT_S}"
         else:
             moments[image_id] = f"{container}/{file}"
     return moments

@@ -58,7 +58,7 @@ class Cluster:
     first_version: int
     map_artefact: bool
     reappears: float | None  # share of redrawn maps on which it came back
-    explained_by: str | None  # what explains it better than the class: asset, photo, group, delivery
+    explained_by: str | None  # what explains it better than the class: asset, photo, …
     labels: list[Count]
     assets: list[Count]
     medoid_file: str | None

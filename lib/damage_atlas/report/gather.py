@@ -222,6 +222,8 @@ def _courses(
                 else (row["tile_x"], row["tile_y"], row["tile_width"], row["tile_height"]),
                 captured_at=row["captured_at"],
                 photo=f"{row['file']}#{row['frame']}",
+                film=None if row["frame_time_s"] is None else (row["container"], row["file"]),
+                film_time_s=row["frame_time_s"] or 0.0,
             )
         )
     return follow(found[False], SamePlace(settings.same_place_m, settings.same_place_clock)), found[True], born
@@ -395,6 +397,9 @@ def _finding(
         ("split", "has split off", "have split off"),
         ("merged", "is a merger", "are mergers"),
         ("grown", "has grown", "have grown"),
+        ("shrunk", "has shrunk", "have shrunk"),
+        ("died", "is gone", "are gone"),
+        ("unknown", "cannot be told from older ones or followed", "cannot be told from older ones or followed"),
     ):
         ids = [change.cluster_id for change in changes if change.status == status]
         if status == "born" and len(ids) == 1:

@@ -7,8 +7,9 @@ hours around the clock. A tile box alone says no place: a drone never hovers twi
 they say where the camera was, metres off, and not where it looked.
 
 **The same moment**: of one inspection, all looks at one place count once, with the cluster that most of them have, the
-graver of equals. So do looks without a place that were taken within a second of each other and fell into one cluster:
-frames of a burst. A day without a time of day says nothing here. Tiles of a photo are looks of their own.
+graver of equals. So do looks without a place that fell into one cluster and were taken within a second of each other,
+which are pictures of a burst, or are frames of one video within ten: a crawler that stands still shows one thing. A day
+without a time of day says nothing here. Tiles of a photo are looks of their own.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from damage_atlas.times import has_time_of_day
+from damage_atlas.times import MOMENT_S, has_time_of_day
 
-_MOMENT: Final = timedelta(seconds=1)
+_BURST: Final = timedelta(seconds=1)
 _CLOCK_HOURS: Final = 12.0
 _LONG_AGO: Final = datetime.min
 
@@ -37,6 +38,7 @@ class Look:
         cluster_id: None is noise.
         severity: grade of the kind of damage it shows.
         photo: what was taken at once: a file, or a frame; its tiles are no independent looks.
+        film: the video that it is a frame of, ``film_time_s`` seconds from its start.
         new: whether the previous version did not hold it.
         count: how many observations it stands for.
     """
@@ -55,6 +57,8 @@ class Look:
     tile: Box | None = None
     captured_at: datetime | None = None
     photo: str = ""
+    film: tuple[str | None, str] | None = None
+    film_time_s: float = 0.0
     count: int = 1
 
     @property
@@ -141,7 +145,7 @@ def once_each(looks: Sequence[Look], same: SamePlace) -> list[Look]:
     placed = sorted((x for x in looks if x.has_place), key=lambda x: (*_shelf(x), *_along(x)))
     rest = sorted(
         (x for x in looks if not x.has_place),
-        key=lambda x: (*_shelf(x), repr(x.kind), _moment(x), x.observation_id),
+        key=lambda x: (*_shelf(x), repr(x.kind), repr(x.film), x.film_time_s, _moment(x), x.observation_id),
     )
 
     def passed(first: Look, look: Look) -> bool:
@@ -211,11 +215,13 @@ def _grouped(
 
 
 def _one_moment(first: Look, look: Look) -> bool:
-    if (*_shelf(first), first.kind) != (*_shelf(look), look.kind):
+    if (*_shelf(first), first.kind, first.film) != (*_shelf(look), look.kind, look.film):
         return False
+    if look.film is not None:
+        return look.film_time_s - first.film_time_s < MOMENT_S
     if not has_time_of_day(first.captured_at) or not has_time_of_day(look.captured_at):
         return False
-    return abs(look.captured_at - first.captured_at) <= _MOMENT
+    return abs(look.captured_at - first.captured_at) <= _BURST
 
 
 def _speaker(group: Sequence[Look]) -> Look:

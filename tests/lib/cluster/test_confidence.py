@@ -63,7 +63,7 @@ def test_a_cluster_that_no_resample_holds_is_judged_by_the_rest(monkeypatch: pyt
 
 def test_photos_are_numbered_in_the_order_of_their_names() -> None:
     names = ["b", None, "\u00e4", "a", "b", "\U0001f600", "a" * 300]
-    assert confidence._codes(names).tolist() == [3, 0, 4, 1, 3, 5, 2]
+    assert confidence._codes(names).tolist() == [2, -1, 3, 0, 2, 4, 1]
 
 
 def test_groups_that_are_not_there_do_not() -> None:
@@ -166,6 +166,34 @@ def test_what_an_asset_explains_is_marked() -> None:
     overall, marks = explained_by(labels, classes, {"asset": assets, "photo": alone, "delivery": ["d1"] * 300})
     assert marks == [None, "asset", None] and set(overall) == {"asset", "class"}
     assert np.isclose(overall["class"], adjusted_mutual_info_score(classes, labels))
+
+
+@pytest.mark.parametrize("assets", [6, 50, 400])
+def test_what_one_of_many_assets_explains_is_marked_as_well(assets: int) -> None:
+    rng = np.random.default_rng(0)
+    asset = rng.integers(0, assets, 20 * assets)
+    labels = np.where(asset == 3, 1, 0)
+    labels[rng.permutation(np.flatnonzero(asset != 3))[: len(labels) // 50]] = 2
+    classes: list[str | None] = ["crack" if label == 2 or n % 3 else "spalling" for n, label in enumerate(labels)]
+    named: list[str | None] = [None if code == 0 else f"pier {code}" for code in asset]
+    assert explained_by(labels, classes, {"asset": named})[1][1:] == ["asset", None]
+
+
+def test_what_has_no_asset_is_not_explained_by_that() -> None:
+    labels = np.repeat([0, 1], [90, 10])
+    named: list[str | None] = [None if label else f"pier {n % 4}" for n, label in enumerate(labels)]
+    assert explained_by(labels, ["crack"] * 100, {"asset": named})[1] == [None, None]
+
+
+def test_the_best_value_is_what_scikit_learn_says_of_two_sides() -> None:
+    rng = np.random.default_rng(1)
+    member, codes = rng.random(500) < 0.2, rng.integers(-1, 5, 500)
+    codes[member & (rng.random(500) < 0.6)] = 2
+    wanted = adjusted_mutual_info_score(codes == 2, member)
+    assert confidence._best_value(member, codes) == pytest.approx(wanted, rel=1e-9)
+    assert confidence._best_value(member, np.zeros(500, int)) == 0
+    assert confidence._best_value(np.ones(500, bool), codes) == 0
+    assert confidence._best_value(member, np.full(500, -1)) == 0
 
 
 def test_without_images_nothing_is_explained() -> None:

@@ -65,6 +65,18 @@ def test_a_burst_counts_once_where_it_shows_one_thing() -> None:
     assert len(once_each([look(f"{i}", captured_at=day) for i in range(4)], SAME)) == 4, "a day is no moment"
 
 
+def test_a_crawler_that_stands_still_shows_one_thing_every_ten_seconds() -> None:
+    film = [look(f"{i:02d}", film=(None, "crawl.mp4"), film_time_s=float(i)) for i in range(25)]
+    assert [x.count for x in once_each(film, SAME)] == [10, 10, 5]
+    dated = [replace(x, captured_at=NINE + timedelta(seconds=x.film_time_s)) for x in film]
+    assert [x.count for x in once_each(dated, SAME)] == [10, 10, 5]
+    mixed = [replace(x, cluster_id=int(x.film_time_s) % 2) for x in film]
+    assert sorted(x.count for x in once_each(mixed, SAME)) == [2, 3, 5, 5, 5, 5]
+    assert len(once_each([film[0], replace(film[1], film=(None, "other.mp4"))], SAME)) == 2
+    placed = [replace(x, position_m=x.film_time_s) for x in film]
+    assert len(once_each(placed, SAME)) > 10, "where the place is known it decides"
+
+
 def test_tiles_of_a_photo_are_looks_of_their_own() -> None:
     tiles = [look(f"{x}", tile=(x, 0, 256, 256), captured_at=NINE) for x in (0, 224, 448)]
     assert len(once_each(tiles, SAME)) == 3
