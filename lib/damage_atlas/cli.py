@@ -663,7 +663,8 @@ def _print_experiment(table: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         _json(table)
         return
-    by, runs, *scores = table[0]
+    by, runs = list(table[0])[:2]
+    scores = dict.fromkeys(key for row in table for key in row if key not in (by, runs) and not key.endswith("_gain"))
     names = tuple(f"{row[by]} ({row[runs]})" for row in table)
     lines = [
         {"score": score} | {n: _mean_text(row, score) for n, row in zip(names, table, strict=True)} for score in scores
@@ -675,6 +676,8 @@ def _mean_text(row: dict[str, Any], score: str) -> str:
     def text(mean: float, half: float | None, sign: str = "") -> str:
         return f"{mean:{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
 
+    if score not in row:
+        return "diverged"
     (mean, half), gain = row[score], row.get(f"{score}_gain")
     return text(mean, half) + (f" ({text(gain[0], gain[1], '+')})" if gain else "")
 

@@ -7,6 +7,7 @@ from typing import Final, TypeGuard
 
 MOMENT_S: Final = 10  # pictures of one asset, or frames of one video, within it show the same
 
+
 def has_time_of_day(taken: datetime | None) -> TypeGuard[datetime]:
     """Whether it says more than the day: manifests often give a date alone, which reads as midnight.
 

@@ -23,13 +23,13 @@ from damage_atlas.experiments.data import with_validation
 from damage_atlas.experiments.log import MeasurementLog, Row, deciding
 from damage_atlas.experiments.subclasses import Floats, train_vectors
 from damage_atlas.metrics import knn_accuracy
-from damage_atlas.network import fixed_threads, resolve_precision
+from damage_atlas.network import best_device, fixed_threads, resolve_precision
 from damage_atlas.parts import plan_parts
 from damage_atlas.spec import TrainSpec
-from damage_atlas.train.augment import augment
+from damage_atlas.train.augment import augment_on
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, held_out_scores
-from damage_atlas.train.loop import learning_rate
+from damage_atlas.train.loop import learning_rate, refuse_divergence
 from damage_atlas.train.sampling import BalancedBatches
 from damage_atlas.train.start import new_network
 
@@ -68,6 +68,8 @@ def compare_baselines(
     """
     log, rows = MeasurementLog(file), []
     data: Row = {"images": images.image_ids, "labels": images.labels, "splits": images.splits}
+    if best_device().type != "cpu":
+        data["device"] = best_device().type  # rows of a CPU are older than this
     if spec.schedule != "constant":
         data["schedule"] = "followed"  # losses of others were trained at a constant rate once
     for method in methods:
@@ -89,7 +91,8 @@ def compare_baselines(
                 }
                 names = {"method": method, "tuning": True, "learning_rate": tried, "seed": seeds[0]}
                 found.append(log.measured(decides, names, validate))
-            rate = max(found, key=lambda row: row["validation_knn"])["learning_rate"]
+            # One at which training diverged comes last.
+            rate = max(found, key=lambda row: row.get("validation_knn", -1.0))["learning_rate"]
         for seed in seeds:
             asked = spec.model_copy(update={"seed": seed, **({} if rate is None else {"learning_rate": rate})})
 
@@ -140,21 +143,24 @@ def vectors_of(method: str, images: LabelledImages, pixels: Pixels, spec: TrainS
 
 def _frozen(pixels: Pixels, spec: TrainSpec, count: int) -> Floats:
     """Feature maps of the network as it begins, averaged over places: what a backbone brings with it."""
-    network, parts = new_network(spec).eval(), []
+    network, parts = new_network(spec).to(best_device()).eval(), []
     with torch.inference_mode(), fixed_threads(spec.threads_per_shard * spec.shards):
         for part in plan_parts(count, spec.batch_size):
-            features_BMHW = network.features(network.prepare(pixels[np.arange(count)[part.rows]]))
-            parts.append(nn.functional.normalize(features_BMHW.mean(dim=(2, 3))))
+            shown = torch.as_tensor(pixels[np.arange(count)[part.rows]], device=best_device())
+            features_BMHW = network.features(network.prepare(shown))
+            parts.append(nn.functional.normalize(features_BMHW.mean(dim=(2, 3))).cpu())
     return np.asarray(torch.cat(parts), np.float32)
 
 
 def _train_with(criterion: nn.Module, images: LabelledImages, pixels: Pixels, spec: TrainSpec) -> Floats:
     """The plain loop: a criterion may have weights of its own, which our loop over shards does not know."""
-    network = new_network(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = best_device()
+    network = new_network(spec).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         for weights in criterion.parameters():
             nn.init.normal_(weights)  # pytorch-metric-learning draws them from the global generator
+    criterion.to(device)
     optimizer = torch.optim.Adam(
         [*network.parameters(), *criterion.parameters()],
         lr=spec.learning_rate,
@@ -163,15 +169,16 @@ def _train_with(criterion: nn.Module, images: LabelledImages, pixels: Pixels, sp
     )
     rows, codes = images.training_rows, images.training_codes
     batches = BalancedBatches(codes, spec.batch_size, spec.seed)
-    is_bf16 = resolve_precision(spec.precision, torch.device("cpu")) == torch.bfloat16
+    is_bf16 = resolve_precision(spec.precision, device) == torch.bfloat16
     network.train()
     with fixed_threads(spec.threads_per_shard * spec.shards):
         for iteration in range(spec.iterations):
             batch = batches[iteration]
-            shown = augment(spec, pixels[rows[batch]], iteration=iteration, first_position=0)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+            shown = augment_on(device, spec, pixels[rows[batch]], iteration=iteration, first_position=0)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
                 embeddings_BD = network(network.prepare(shown))
-            loss = criterion(embeddings_BD, torch.as_tensor(codes[batch]))
+            loss = criterion(embeddings_BD, torch.as_tensor(codes[batch], device=device))
+            refuse_divergence(loss, iteration, spec)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(spec, iteration)
             optimizer.zero_grad()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from damage_atlas.errors import TrainingDivergedError
 from damage_atlas.spec import TrainSpec
 
 Row = dict[str, Any]
@@ -47,13 +48,17 @@ class MeasurementLog:
         Args:
             decides: all that decides the result; anything that JSON can say.
             names: what the row is called by in tables.
-            measure: gives the scores.
+            measure: gives the scores. A training that diverges has a row with the message, ``refused``, and none.
         """
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
         for row in self._rows:
             if row["key"] == key:
                 return row
-        row = {"key": key, **names, **measure()}
+        try:
+            scores = measure()
+        except TrainingDivergedError as error:
+            scores = {"refused": error.message}
+        row = {"key": key, **names, **scores}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -247,6 +247,10 @@ class Trainer:
                 self.state.seconds += time.monotonic() - started
                 self.state.history.append(row | {"seconds": self.state.seconds})
                 on_iteration(self.state)
+        # The last step's weights are in no loss.
+        refuse_divergence(
+            torch.stack([p.detach().sum() for p in self.parameters]).sum(), self.state.iteration, self.spec
+        )
 
     def _looks_for_classes(self, iteration: int) -> bool:
         return self.spec.hard_classes and iteration % _CLASSES_EVERY == 0
@@ -312,12 +316,10 @@ class Trainer:
             )
         if self.second_views:
             twice, second = shards[:, : self.second_views].flatten(0, 1), shards[:, self.shard_size :].flatten(0, 1)
-            loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature)
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(
-                f"training diverged: the loss is {float(loss.detach())} at iteration {state.iteration + 1}. Lower "
-                f"train.learning_rate (now {spec.learning_rate:g}) and start again."
-            )
+            rows = torch.as_tensor(batch, device=self.device).view(spec.shards, self.shard_size)
+            shown = rows[:, : self.second_views].flatten()
+            loss = loss + spec.instance_weight * instance_loss(twice, second, spec.temperature, shown)
+        refuse_divergence(loss, state.iteration, spec)
         (gradient,) = torch.autograd.grad(loss, gathered)
         rows_each = self.shard_size + self.second_views
         own = gradient[self.shards.start * rows_each : self.shards.stop * rows_each].split(rows_each)
@@ -344,6 +346,15 @@ class Trainer:
         # A backbone may carry layers that its feature maps do not pass through: their gradients are 0.
         parts = torch.autograd.grad(embeddings, self.parameters, gradient, materialize_grads=True)
         return torch.cat([part.flatten() for part in parts])
+
+
+def refuse_divergence(value: Tensor, iteration: int, spec: TrainSpec) -> None:
+    """Raise TrainingDivergedError unless the value, a loss or a sum of weights after ``iteration`` steps, is finite."""
+    if not torch.isfinite(value):
+        raise TrainingDivergedError(
+            f"training diverged: loss or weights are {float(value.detach())} at iteration {iteration + 1}. Lower "
+            f"train.learning_rate (now {spec.learning_rate:g}) and start again."
+        )
 
 
 def _pairwise_sum(tensors: list[Tensor]) -> Tensor:

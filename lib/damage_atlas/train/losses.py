@@ -285,14 +285,21 @@ def _bounded_exp(values: Tensor) -> Tensor:
     return bounded.exp() * (1 + (values - bounded))
 
 
-def instance_loss(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
-    """NT-Xent between two views of the same images: the other view is the positive, all else negative.
+def instance_loss(first_BD: Tensor, second_BD: Tensor, temperature: float, images_B: Tensor | None = None) -> Tensor:
+    """NT-Xent between two views of the same images: the other view is the positive, all other images are negatives.
 
     Holds images of one class apart from each other, against class collapse (Chen et al. 2020, arXiv:2002.05709).
+
+    Args:
+        images_B: which image each pair of views shows: one that is in the batch twice is not held apart from itself.
+            None: all are different ones.
     """
     views_2BD = functional.normalize(_at_least_float32(torch.cat([first_BD, second_BD])), dim=1)
     n = len(first_BD)
-    similarities = views_2BD @ views_2BD.T / temperature
-    similarities = similarities - torch.eye(2 * n, device=views_2BD.device) * 1e4
+    images_B = torch.arange(n, device=views_2BD.device) if images_B is None else images_B
     targets = torch.arange(2 * n, device=views_2BD.device).roll(n)
+    left_out = (images_B[:, None] == images_B[None, :]).repeat(2, 2)
+    left_out[torch.arange(2 * n, device=views_2BD.device), targets] = False
+    similarities = views_2BD @ views_2BD.T / temperature
+    similarities = similarities - left_out * 1e4
     return functional.cross_entropy(similarities, targets)

@@ -65,6 +65,17 @@ def test_a_baseline_follows_the_schedule_that_ours_has(folder: Path, tmp_path: P
     assert not np.array_equal(constant, cosine)
 
 
+def test_a_rate_at_which_training_diverges_ends_no_comparison(folder: Path, tmp_path: Path) -> None:
+    settings = with_overrides(SETTINGS, ["train.iterations=30"])
+    with open_images(str(folder), tmp_path, settings) as (images, pixels):
+        rows = {
+            method: compare_baselines(images, pixels, settings.train, [method], [0], rates, tmp_path / "rows.jsonl")
+            for method, rates in (("mn_pair", (1e30, 2e-3)), ("SupCon", (1e30, 2e-3)), ("NT-Xent", (1e30,)))
+        }
+    assert rows["mn_pair"][0]["learning_rate"] == rows["SupCon"][0]["learning_rate"] == 2e-3
+    assert "diverged" in rows["NT-Xent"][0]["refused"] and "knn_accuracy" not in rows["NT-Xent"][0]
+
+
 def test_tuning_sees_no_held_out_image(folder: Path, tmp_path: Path) -> None:
     with open_images(str(folder), tmp_path, SETTINGS) as (images, _):
         inner = with_validation(images, seed=0)

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from PIL import Image
 
 from damage_atlas.contracts import ASSETS, TRANSITIONS
 from damage_atlas.errors import ContractError
-from damage_atlas.report import write_report
-from damage_atlas.report.changes import describe_changes, tell_history
+from damage_atlas.report import gather, write_report
+from damage_atlas.report.changes import Change, describe_changes, tell_history
 from damage_atlas.report.gather import gather_facts, gather_points
 from damage_atlas.report.page import visible
 from damage_atlas.report.palette import look
@@ -356,3 +357,13 @@ def test_a_new_cluster_is_worth_a_visit_unless_it_is_plainly_sound(
     assert (new["cluster_id"], new["top_label"]) == (clusters, label)
     reasons = [reason for asset in document["assets"] for reason in asset["reasons"]]
     assert any(f"in cluster {clusters} " in reason and "new in this version" in reason for reason in reasons) == listed
+
+
+def test_the_first_sentence_says_what_cannot_be_told_and_what_is_gone() -> None:
+    def finding(*changes: tuple[int, str]) -> str:
+        told = [Change(cluster, status, "") for cluster, status in changes]
+        return gather._finding(100, 0, [SimpleNamespace(cluster_id=1, top_label=None, size=100)], 0, told, 4)  # type: ignore[list-item]
+
+    assert finding().endswith("Nothing is new since version 4.")
+    assert finding((7, "unknown")).endswith("1 cluster cannot be told from older ones or followed.")
+    assert finding((7, "died"), (8, "died"), (1, "shrunk")).endswith("1 cluster has shrunk, 2 clusters are gone.")

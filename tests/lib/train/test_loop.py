@@ -199,7 +199,9 @@ def gradient_of_the_whole(made: Trainer) -> Tensor:
     if made.second_views:
         twice, second = ([s[cut] for s in shards] for cut in (slice(made.second_views), slice(made.shard_size, None)))
         views = embed(made, twice), embed(made, second)
-        loss = loss + spec.instance_weight * instance_loss(*views, spec.temperature)
+        batch = torch.as_tensor(made.batches[made.state.iteration]).split(made.shard_size)
+        shown = torch.cat([rows[: made.second_views] for rows in batch])
+        loss = loss + spec.instance_weight * instance_loss(*views, spec.temperature, shown)
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, made.parameters)])
 
 

@@ -368,3 +368,18 @@ def test_instance_loss_and_its_gradient_equal_the_slow_version() -> None:
         terms.append(-(weights[(i + 3) % 6] / sum(weights.values())).log())
     slow = sum(terms[1:], terms[0]) / 6
     assert_equal_to_ten_digits(instance_loss(embeddings[:3], embeddings[3:], 0.5), slow, embeddings)
+
+
+def test_an_image_that_is_in_the_batch_twice_is_not_held_apart_from_itself() -> None:
+    torch.manual_seed(0)
+    views, images = torch.randn(8, 5, dtype=torch.float64), torch.tensor([7, 2, 7, 5])
+    unit, terms = torch.nn.functional.normalize(views, dim=1), []
+    for i in range(8):
+        target = (i + 4) % 8
+        others = [j for j in range(8) if j == target or images[j % 4] != images[i % 4]]
+        weights = (unit[others] @ unit[i] / 0.5).exp()
+        terms.append(-(weights[others.index(target)] / weights.sum()).log())
+    loss = instance_loss(views[:4], views[4:], 0.5, images)
+    assert torch.isclose(loss, torch.stack(terms).mean(), rtol=1e-10)
+    different = torch.tensor([1, 2, 3, 4])
+    assert instance_loss(views[:4], views[4:], 0.5, different) == instance_loss(views[:4], views[4:], 0.5)
