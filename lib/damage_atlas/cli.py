@@ -576,21 +576,25 @@ def baselines(
     from damage_atlas.experiments.subclasses import summarise
 
     settings = _settings(spec, set_, groups, Settings())
-    known = experiment.methods_for(settings.train)
-    methods = method or list(known)
-    if unknown := [name for name in methods if name not in known]:
-        raise InputError(f"--method {unknown[0]} is not known; {', '.join(known)} are.")
+    offered = experiment.methods_for(settings.train)
+    methods = method or list(offered)
+    if unknown := [name for name in methods if name not in offered]:
+        raise InputError(f"--method {unknown[0]} is not known; {', '.join(offered)} are.")
     try:
         learning_rates = [float(rate) for rate in rates.split(",")]
     except ValueError as error:
         raise InputError(f"--rates {rates}: expected numbers with commas between them.") from error
-    scores = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
+    scores = (
+        "knn_accuracy", "linear_accuracy", "recall_at_1", "recall_at_10", "map_at_r",
+        "damage_recall_at_95_specificity", "damage_auprc", "label_f1", "f2_ciw", "f1_normal",
+    )  # fmt: skip
     with data.open_images(images, work, settings) as (found, pixels):
         rows = experiment.compare_baselines(
             found, pixels, settings.train, methods, range(seeds), learning_rates, work / "baselines.jsonl", _say_row
         )
-    (work / "baselines.png").write_bytes(plots.draw_scores(rows, "method", scores))
-    _print_experiment(summarise(rows, methods, scores, "method"), as_json)
+    known = [score for score in scores if any(score in row for row in rows)]
+    (work / "baselines.png").write_bytes(plots.draw_scores(rows, "method", known))
+    _print_experiment(summarise(rows, methods, known, "method"), as_json)
 
 
 @app.command()

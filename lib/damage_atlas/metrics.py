@@ -23,6 +23,7 @@ from damage_atlas.neighbours import Floats, exact_neighbours
 Strings = NDArray[np.str_]
 
 _QUERIES_AT_ONCE = 512
+_BOOTSTRAPS = 2000
 
 
 def knn_predict(reference_ND: Floats, labels_N: Sequence[str], queries_QD: Floats, k: int = 10) -> Strings:
@@ -169,3 +170,30 @@ def agreement(truth: Sequence[object], found: Sequence[object]) -> dict[str, flo
         "ari": float(adjusted_rand_score(list(map(str, truth)), list(map(str, found)))),
         "nmi": float(normalized_mutual_info_score(list(map(str, truth)), list(map(str, found)))),
     }
+
+
+def interval_by_group(values_Q: NDArray[np.floating], groups_Q: Sequence[str]) -> tuple[float, float]:
+    """Ends of the 95% interval of the values' mean, by a bootstrap that draws groups; NaN with fewer than two of them.
+
+    Tiles of one photo are no independent trials (Field and Welsh 2007, the cluster bootstrap).
+    """
+    _, codes = np.unique(np.asarray(groups_Q), return_inverse=True)
+    sizes = np.bincount(codes)
+    if len(sizes) < 2:
+        return float("nan"), float("nan")
+    sums = np.bincount(codes, values_Q)
+    draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), _BOOTSTRAPS)
+    low, high = np.quantile((draws @ sums) / np.maximum(draws @ sizes, 1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mean_cosines(vectors_ND: Floats, labels_N: Sequence[str]) -> tuple[float, float]:
+    """Mean cosine of unit vectors over pairs of one class, and of different ones; NaN where there are none."""
+    _, codes = np.unique(np.asarray(labels_N), return_inverse=True)
+    sizes, n = np.bincount(codes).astype(float), len(codes)
+    sums_CD = np.zeros((len(sizes), vectors_ND.shape[1]))
+    np.add.at(sums_CD, codes, vectors_ND)
+    same, everyone = float((sums_CD**2).sum()), float((sums_CD.sum(axis=0) ** 2).sum())
+    own = float((vectors_ND.astype(np.float64) ** 2).sum())
+    alike, different = float((sizes**2).sum()) - n, n**2 - float((sizes**2).sum())
+    return (same - own) / alike if alike else float("nan"), (everyone - same) / different if different else float("nan")

@@ -56,7 +56,7 @@ def test_three_versions_and_every_image_accounted_for(summaries: list[dict[str, 
 
 def test_clusters_are_finer_than_the_classes(summaries: list[dict[str, Any]]) -> None:
     truth = summaries[-1]["truth"]
-    assert truth["ari_modes"] >= truth["ari_classes"] + 0.1, truth
+    assert truth["ari_modes"] >= truth["ari_classes"] + 0.15, truth
 
 
 def test_true_modes_are_in_confident_clusters(summaries: list[dict[str, Any]]) -> None:

@@ -14,9 +14,11 @@ from damage_atlas.metrics import (
     auprc,
     class_recalls,
     damage_scores,
+    interval_by_group,
     knn_accuracy,
     knn_predict,
     linear_accuracy,
+    mean_cosines,
     recall_at_specificity,
     retrieval_scores,
 )
@@ -138,3 +140,26 @@ def test_sewer_ml_scores_are_those_of_its_paper() -> None:
     assert by_label == {
         "label_f1:FS": 1.0, "label_f1:OB": 0.0, "label_f1:RB": pytest.approx(2 / 3), "label_f1": pytest.approx(5 / 9),
     }  # fmt: skip
+
+
+def test_an_interval_by_group_is_that_of_as_many_trials_as_there_are_groups() -> None:
+    rng = np.random.default_rng(0)
+    by_photo = np.repeat(rng.random(40) < 0.7, 25).astype(float)
+    photos = np.repeat([f"photo {n}" for n in range(40)], 25).tolist()
+    low, high = interval_by_group(by_photo, photos)
+    half = 1.96 * by_photo.std() / 40**0.5
+    assert low < by_photo.mean() < high and np.isclose((high - low) / 2, half, rtol=0.1)
+    alone_low, alone_high = interval_by_group(by_photo, [str(n) for n in range(1000)])
+    assert np.isclose((alone_high - alone_low) / 2, half / 5, rtol=0.1), "as if tiles were trials"
+    assert np.isnan(interval_by_group(np.ones(3), ["a"] * 3)).all()
+    assert interval_by_group(np.ones(4), ["a", "a", "b", "c"]) == (1, 1)
+
+
+def test_mean_cosines_against_all_pairs() -> None:
+    vectors = np.random.default_rng(1).normal(size=(30, 5))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    labels = [f"class {n % 4}" for n in range(30)]
+    pairs = [(labels[a] == labels[b], vectors[a] @ vectors[b]) for a in range(30) for b in range(30) if a != b]
+    wanted = [np.mean([cosine for same, cosine in pairs if same == asked]) for asked in (True, False)]
+    assert np.allclose(mean_cosines(vectors, labels), wanted, atol=1e-6)
+    assert np.isnan(mean_cosines(vectors[:3], ["a", "b", "c"])[0]) and np.isnan(mean_cosines(vectors, ["a"] * 30)[1])

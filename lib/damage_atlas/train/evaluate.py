@@ -10,11 +10,13 @@ from damage_atlas.metrics import (
     auprc,
     class_recalls,
     damage_scores,
+    interval_by_group,
     knn_accuracy,
     knn_label_sets,
     knn_predict,
     label_scores,
     linear_accuracy,
+    mean_cosines,
     recall_at_specificity,
     retrieval_scores,
     sewer_ml_scores,
@@ -61,7 +63,9 @@ def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, flo
     Where images carry several labels, ``label_f1`` and ``label_f1:NAME`` are those of each label by itself; of
     Sewer-ML's codes its own ``f2_ciw`` and ``f1_normal`` as well. ``recall:CLASS`` is that of the kNN prediction.
     ``damage_recall_at_95_specificity`` and ``damage_auprc`` are of damage against sound, where a class says that it is
-    sound. A score that is not defined, as of damage where all that is held out is damaged, is left out.
+    sound. ``knn_accuracy_low`` and ``_high`` are the ends of its 95% interval over groups (photos); the cosines are
+    means over pairs of held-out images, of one class and of different ones. A score that is not defined, as of damage
+    where all that is held out is damaged, is left out.
     """
     train, test = images.training_rows, images.rows_of("test")
     if len(test) == 0:
@@ -69,8 +73,16 @@ def held_out_scores(images: LabelledImages, vectors_ND: Floats) -> dict[str, flo
     truth = [images.labels[i] for i in test]
     both = vectors_ND[train], images.training_labels, vectors_ND[test]
     predicted = knn_predict(*both)
+    right = (predicted == np.asarray(truth)).astype(np.float64)
+    groups = images.groups or images.image_ids
+    low, high = interval_by_group(right, [groups[i] for i in test])
+    positive, negative = mean_cosines(vectors_ND[test], truth)
     scores = {
-        "knn_accuracy": float((predicted == np.asarray(truth)).mean()),
+        "knn_accuracy": float(right.mean()),
+        "knn_accuracy_low": low,
+        "knn_accuracy_high": high,
+        "positive_cosine": positive,
+        "negative_cosine": negative,
         "linear_accuracy": linear_accuracy(*both, truth),
         **retrieval_scores(*both, truth),
         **{f"recall:{name}": recall for name, recall in class_recalls(truth, predicted.tolist()).items()},
