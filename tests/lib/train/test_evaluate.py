@@ -26,7 +26,8 @@ def test_a_perfect_embedding_scores_perfectly() -> None:
     scores = held_out_scores(images(labels, ["train"] * 18 + ["test"] * 6), vectors(labels))
     assert scores.pop("damage_share") == pytest.approx(2 / 3) and scores.pop("negative_cosine") == 0
     assert set(scores) == {
-        "knn_accuracy", "knn_accuracy_low", "knn_accuracy_high", "positive_cosine", "linear_accuracy", "recall_at_1", "recall_at_10", "map_at_r", "recall:crack", "recall:rust",
+        "knn_accuracy", "knn_accuracy_low", "knn_accuracy_high", "positive_cosine",
+        "linear_accuracy", "recall_at_1", "recall_at_10", "map_at_r", "recall:crack", "recall:rust",
         "recall:sound", "damage_recall_at_95_specificity", "damage_auprc",
     }  # fmt: skip
     assert scores == pytest.approx(dict.fromkeys(scores, 1.0))
