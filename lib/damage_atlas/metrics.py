@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,9 +182,14 @@ def interval_by_group(values_Q: NDArray[np.floating], groups_Q: Sequence[str]) -
     if len(sizes) < 2:
         return float("nan"), float("nan")
     sums = np.bincount(codes, values_Q)
-    draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), _BOOTSTRAPS)
-    low, high = np.quantile((draws @ sums) / np.maximum(draws @ sizes, 1), [0.025, 0.975])
+    draw = np.random.default_rng(0)
+    means = [sums[drawn].sum() / sizes[drawn].sum() for drawn in _draws(draw, len(sizes))]
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _draws(draw: np.random.Generator, count: int) -> Iterator[NDArray[np.int64]]:
+    return (draw.integers(0, count, count) for _ in range(_BOOTSTRAPS))
 
 
 def mean_cosines(vectors_ND: Floats, labels_N: Sequence[str]) -> tuple[float, float]:

@@ -142,7 +142,7 @@ def explained_by(
     Args:
         damage_N: class of each image, given or predicted.
         nuisances: name -> value for each image, None where it has none. One that has a single value, or another for
-            each image, says nothing.
+            each image, says nothing; None counts as one where all clusters are compared with all values.
 
     Returns:
         The adjusted mutual information of the clusters with each nuisance and with ``class``; and for each cluster the
@@ -173,11 +173,11 @@ def _best_value(member_N: NDArray[np.bool_], codes_N: Ints) -> float:
         return 0.0
     everywhere = np.bincount(codes_N + 1, minlength=len(here) + 1)[1 : len(here) + 1]
     # The value most over-represented among members, as the phi coefficient has it: as a rule the most informative one.
-    spread = np.sqrt(np.maximum(everywhere * (n - everywhere), 1) * members * (n - members))
-    best = int(np.argmax((n * here - everywhere * members) / spread))
+    beyond = here / members - everywhere / n
+    best = int(np.argmax(beyond / np.sqrt(np.maximum(everywhere / n * (1 - everywhere / n), 1 / n**2))))
     both, other = int(here[best]), int(everywhere[best])
-    if other == n:
-        return 0.0
+    if beyond[best] <= 0 or other == n:
+        return 0.0  # information is shared with a value that is missing here as well, but that explains nothing
     table = np.array([[both, members - both], [other - both, n - members - other + both]])
     chance = expected_mutual_information(table, n)
     entropies = [-(p * np.log(p) + (1 - p) * np.log1p(-p)) for p in (members / n, other / n)]

@@ -91,7 +91,9 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
     moving, optimizer = np.ascontiguousarray(start_N2[free] - middle), gradient_descent()
     with threadpool_limits(limits=1, user_api="blas"):
         theta = _THETA if len(free) < _INTERPOLATED_FROM else None
-        objective = objective_among_fixed(np.asarray(whole)[fixed_N], free, spec.threads, theta)
+        # However few are free, each asks the tree of all that are fixed, which is work for more than one thread.
+        threads = spec.threads if len(whole) >= _SMALL_MAP else 1
+        objective = objective_among_fixed(np.asarray(whole)[fixed_N], free, threads, theta)
         attraction = affinities_of(free, near, spec)
         for iterations, exaggeration, momentum in (
             (_JOIN_EXAGGERATION_ITERATIONS, _JOIN_EXAGGERATION, 0.5),
@@ -136,7 +138,7 @@ def affinities_of(rows_F: Ints, near: Neighbours, spec: ClusterSpec) -> csr_matr
         symmetrize=False,
         normalization="point-wise",
         n_reference_samples=n,
-        n_jobs=spec.threads,
+        n_jobs=spec.threads if n >= _SMALL_MAP else 1,
     )
     to_asked = csr_matrix(conditional[:, rows_F].T)
     to_asked = csr_matrix((to_asked.data, rows[to_asked.indices], to_asked.indptr), shape=(len(rows_F), n))

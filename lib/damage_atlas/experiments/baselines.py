@@ -29,7 +29,7 @@ from damage_atlas.spec import TrainSpec
 from damage_atlas.train.augment import augment_on
 from damage_atlas.train.data import LabelledImages, Pixels
 from damage_atlas.train.evaluate import embed_rows, held_out_scores
-from damage_atlas.train.loop import learning_rate, refuse_divergence
+from damage_atlas.train.loop import learning_rate, refuse_diverged_weights, refuse_divergence
 from damage_atlas.train.sampling import BalancedBatches
 from damage_atlas.train.start import new_network
 
@@ -69,7 +69,7 @@ def compare_baselines(
     log, rows = MeasurementLog(file), []
     data: Row = {"images": images.image_ids, "labels": images.labels, "splits": images.splits}
     if best_device().type != "cpu":
-        data["device"] = best_device().type  # rows of a CPU are older than this
+        data["device"] = best_device().type  # on CPUs it is not said, as in rows that were measured before
     if spec.schedule != "constant":
         data["schedule"] = "followed"  # losses of others were trained at a constant rate once
     for method in methods:
@@ -184,6 +184,7 @@ def _train_with(criterion: nn.Module, images: LabelledImages, pixels: Pixels, sp
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    refuse_diverged_weights(network.parameters(), spec)
     network.eval()
     return embed_rows(network, pixels, np.arange(len(images)), spec)
 

@@ -48,7 +48,8 @@ class MeasurementLog:
         Args:
             decides: all that decides the result; anything that JSON can say.
             names: what the row is called by in tables.
-            measure: gives the scores. A training that diverges has a row with the message, ``refused``, and none.
+            measure: gives the scores. A training that diverges has a row with the message, ``refused``, and
+                none; it is not tried again either.
         """
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
         for row in self._rows:

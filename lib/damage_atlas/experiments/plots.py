@@ -16,7 +16,11 @@ _DPI = 120
 
 
 def draw_scores(rows: Sequence[Row], by: str, scores: Sequence[str]) -> bytes:
-    """A PNG with a panel for each of ``scores`` and a line for each value of ``by``, in their order."""
+    """A PNG with a panel for each of ``scores`` and a line for each value of ``by``, in their order.
+
+    Without scores, as where all trainings diverged, one panel is empty.
+    """
+    scores = scores or ["no scores"]
     names = list(dict.fromkeys(row[by] for row in rows))
     figure = Figure(figsize=(3.2 * len(scores), 0.4 * len(names) + 1.6), dpi=_DPI, layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]

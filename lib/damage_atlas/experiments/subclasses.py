@@ -272,7 +272,8 @@ def summarise(rows: Sequence[Row], names: Sequence[str], scores: Sequence[str], 
     first, table = {place(row): row for row in rows if row[by] == names[0]}, []
     for name in names:
         mine = [row for row in rows if row[by] == name]
-        summary: Row = {by: name, "runs": len(mine)}
+        diverged = sum("refused" in row for row in mine)
+        summary: Row = {by: name, "runs": len(mine) if not diverged else f"{len(mine)}, of which {diverged} diverged"}
         for score in scores:
             there = [row for row in mine if score in row]
             if not there:

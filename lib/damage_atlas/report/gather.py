@@ -399,9 +399,9 @@ def _finding(
         ("grown", "has grown", "have grown"),
         ("shrunk", "has shrunk", "have shrunk"),
         ("died", "is gone", "are gone"),
-        ("unknown", "cannot be told from older ones or followed", "cannot be told from older ones or followed"),
+        ("unknown", "cannot be followed", "cannot be followed"),
     ):
-        ids = [change.cluster_id for change in changes if change.status == status]
+        ids = list(dict.fromkeys(change.cluster_id for change in changes if change.status == status))
         if status == "born" and len(ids) == 1:
             nearest = f", nearest to {labels[ids[0]]}" if labels[ids[0]] else ""
             parts.append(f"cluster {ids[0]} is new ({_many(sizes[ids[0]], 'image', 'images')}{nearest})")

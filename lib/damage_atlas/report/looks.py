@@ -7,9 +7,9 @@ hours around the clock. A tile box alone says no place: a drone never hovers twi
 they say where the camera was, metres off, and not where it looked.
 
 **The same moment**: of one inspection, all looks at one place count once, with the cluster that most of them have, the
-graver of equals. So do looks without a place that fell into one cluster and were taken within a second of each other,
-which are pictures of a burst, or are frames of one video within ten: a crawler that stands still shows one thing. A day
-without a time of day says nothing here. Tiles of a photo are looks of their own.
+graver of equals. Looks without a place count once as well where they fell into one cluster, and are pictures of one
+second (a burst) or frames of one video within ten (a crawler that stands still). A day without a time of day says
+nothing here. Tiles of a photo are looks of their own.
 """
 
 from __future__ import annotations

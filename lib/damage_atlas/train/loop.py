@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -348,12 +348,21 @@ class Trainer:
         return torch.cat([part.flatten() for part in parts])
 
 
-def refuse_divergence(value: Tensor, iteration: int, spec: TrainSpec) -> None:
-    """Raise TrainingDivergedError unless the value, a loss or a sum of weights after ``iteration`` steps, is finite."""
-    if not torch.isfinite(value):
+def refuse_divergence(loss: Tensor, iteration: int, spec: TrainSpec) -> None:
+    """Raise TrainingDivergedError unless the loss of the step after ``iteration`` others is finite."""
+    if not torch.isfinite(loss):
         raise TrainingDivergedError(
-            f"training diverged: loss or weights are {float(value.detach())} at iteration {iteration + 1}. Lower "
+            f"training diverged: the loss is {float(loss.detach())} at iteration {iteration + 1}. Lower "
             f"train.learning_rate (now {spec.learning_rate:g}) and start again."
+        )
+
+
+def refuse_diverged_weights(parameters: Iterable[Tensor], spec: TrainSpec) -> None:
+    """Raise TrainingDivergedError unless all weights are finite: those of the last step are in no loss."""
+    if not all(torch.isfinite(weights).all() for weights in parameters):
+        raise TrainingDivergedError(
+            "training diverged: the last step has left weights that are not finite. Lower train.learning_rate (now "
+            f"{spec.learning_rate:g}) and start again."
         )
 
 

@@ -183,6 +183,8 @@ def test_what_has_no_asset_is_not_explained_by_that() -> None:
     labels = np.repeat([0, 1], [90, 10])
     named: list[str | None] = [None if label else f"pier {n % 4}" for n, label in enumerate(labels)]
     assert explained_by(labels, ["crack"] * 100, {"asset": named})[1] == [None, None]
+    named[-1] = "pier 1"  # fewer of them here than elsewhere
+    assert explained_by(labels, ["crack"] * 100, {"asset": named})[1] == [None, None]
 
 
 def test_the_best_value_is_what_scikit_learn_says_of_two_sides() -> None:
@@ -191,6 +193,8 @@ def test_the_best_value_is_what_scikit_learn_says_of_two_sides() -> None:
     codes[member & (rng.random(500) < 0.6)] = 2
     wanted = adjusted_mutual_info_score(codes == 2, member)
     assert confidence._best_value(member, codes) == pytest.approx(wanted, rel=1e-9)
+    many = np.resize(np.arange(3), 600_000)
+    assert confidence._best_value(many == 1, np.where(np.arange(600_000) % 30 == 0, 0, many)) > 0.8
     assert confidence._best_value(member, np.zeros(500, int)) == 0
     assert confidence._best_value(np.ones(500, bool), codes) == 0
     assert confidence._best_value(member, np.full(500, -1)) == 0

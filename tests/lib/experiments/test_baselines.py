@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from damage_atlas.experiments.baselines import (
     vectors_of,
 )
 from damage_atlas.experiments.data import open_images, with_validation
+from damage_atlas.experiments.plots import draw_scores
+from damage_atlas.experiments.subclasses import summarise
 from damage_atlas.images import Source
 from damage_atlas.network import to_input
 from damage_atlas.spec import Settings, with_overrides
@@ -73,6 +76,12 @@ def test_a_rate_at_which_training_diverges_ends_no_comparison(folder: Path, tmp_
             for method, rates in (("mn_pair", (1e30, 2e-3)), ("SupCon", (1e30, 2e-3)), ("NT-Xent", (1e30,)))
         }
     assert rows["mn_pair"][0]["learning_rate"] == rows["SupCon"][0]["learning_rate"] == 2e-3
+    logged = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert sum("refused" in row for row in logged if row["tuning"]) == 2
+    (summary,) = summarise(rows["NT-Xent"], ["NT-Xent"], ["knn_accuracy"], "method")
+    assert summary == {"method": "NT-Xent", "runs": "1, of which 1 diverged"} and draw_scores(
+        rows["NT-Xent"], "method", []
+    )
     assert "diverged" in rows["NT-Xent"][0]["refused"] and "knn_accuracy" not in rows["NT-Xent"][0]
 
 

@@ -365,5 +365,5 @@ def test_the_first_sentence_says_what_cannot_be_told_and_what_is_gone() -> None:
         return gather._finding(100, 0, [SimpleNamespace(cluster_id=1, top_label=None, size=100)], 0, told, 4)  # type: ignore[list-item]
 
     assert finding().endswith("Nothing is new since version 4.")
-    assert finding((7, "unknown")).endswith("1 cluster cannot be told from older ones or followed.")
+    assert finding((7, "unknown"), (7, "unknown")).endswith("1 cluster cannot be followed.")
     assert finding((7, "died"), (8, "died"), (1, "shrunk")).endswith("1 cluster has shrunk, 2 clusters are gone.")

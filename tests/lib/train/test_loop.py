@@ -16,7 +16,7 @@ from safetensors.torch import load, save, save_file
 from torch import Tensor
 from torch._dynamo.exc import InternalTorchDynamoError
 
-from damage_atlas.errors import InputError
+from damage_atlas.errors import InputError, TrainingDivergedError
 from damage_atlas.images import Limits
 from damage_atlas.network import DamageNet, load_network
 from damage_atlas.pipeline import run_stage
@@ -25,7 +25,15 @@ from damage_atlas.store import Run, Store, load_model_card, resolve_model, start
 from damage_atlas.train import labelled_images, loop, train_model, train_rank
 from damage_atlas.train.data import Pixels
 from damage_atlas.train.evaluate import embed_rows
-from damage_atlas.train.loop import Alone, Exchange, Trainer, TrainingState, learning_rate, make_optimizer
+from damage_atlas.train.loop import (
+    Alone,
+    Exchange,
+    Trainer,
+    TrainingState,
+    learning_rate,
+    make_optimizer,
+    refuse_diverged_weights,
+)
 from damage_atlas.train.losses import MNPairLoss, instance_loss
 from damage_atlas.train.mixup import mixup_loss
 from damage_atlas.train.sampling import ExplicitTuples
@@ -61,6 +69,15 @@ def test_a_training_that_diverges_says_so_and_registers_nothing(tmp_path: Path) 
     assert not list(store.list("models/m/promotions"))
     again = start_run(store, images=run.spec.images, **asked)  # type: ignore[arg-type]
     assert again.key != run.key, "what was refused is not continued"
+
+
+def test_a_last_step_that_diverges_is_told_from_the_weights() -> None:
+    weights = [torch.ones(3), torch.ones(2, 2)]
+    refuse_diverged_weights(weights, TrainSpec())
+    for bad in (float("nan"), float("inf")):
+        weights[1][0, 1] = bad
+        with pytest.raises(TrainingDivergedError, match=r"not finite.*Lower train\.learning_rate"):
+            refuse_diverged_weights(weights, TrainSpec())
 
 
 def training_run(folder: Path, images: Path, *assignments: str) -> Run:
@@ -201,6 +218,7 @@ def gradient_of_the_whole(made: Trainer) -> Tensor:
         views = embed(made, twice), embed(made, second)
         batch = torch.as_tensor(made.batches[made.state.iteration]).split(made.shard_size)
         shown = torch.cat([rows[: made.second_views] for rows in batch])
+        assert len(shown.unique()) < len(shown), "no image is there twice, which the loss makes a difference for"
         loss = loss + spec.instance_weight * instance_loss(*views, spec.temperature, shown)
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, made.parameters)])
 
