@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,14 +182,12 @@ def interval_by_group(values_Q: NDArray[np.floating], groups_Q: Sequence[str]) -
     if len(sizes) < 2:
         return float("nan"), float("nan")
     sums = np.bincount(codes, values_Q)
-    draw = np.random.default_rng(0)
-    means = [sums[drawn].sum() / sizes[drawn].sum() for drawn in _draws(draw, len(sizes))]
+    draw, means = np.random.default_rng(0), np.empty(_BOOTSTRAPS)
+    for n in range(_BOOTSTRAPS):  # one at a time: of a large archive all draws at once would not fit into memory
+        drawn = draw.integers(0, len(sizes), len(sizes))
+        means[n] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _draws(draw: np.random.Generator, count: int) -> Iterator[NDArray[np.int64]]:
-    return (draw.integers(0, count, count) for _ in range(_BOOTSTRAPS))
 
 
 def mean_cosines(vectors_ND: Floats, labels_N: Sequence[str]) -> tuple[float, float]:

@@ -92,8 +92,7 @@ def join_map(near: Neighbours, spec: ClusterSpec, start_N2: Positions, fixed_N: 
     with threadpool_limits(limits=1, user_api="blas"):
         theta = _THETA if len(free) < _INTERPOLATED_FROM else None
         # However few are free, each asks the tree of all that are fixed, which is work for more than one thread.
-        threads = spec.threads if len(whole) >= _SMALL_MAP else 1
-        objective = objective_among_fixed(np.asarray(whole)[fixed_N], free, threads, theta)
+        objective = objective_among_fixed(np.asarray(whole)[fixed_N], free, _threads(len(whole), spec), theta)
         attraction = affinities_of(free, near, spec)
         for iterations, exaggeration, momentum in (
             (_JOIN_EXAGGERATION_ITERATIONS, _JOIN_EXAGGERATION, 0.5),
@@ -138,7 +137,7 @@ def affinities_of(rows_F: Ints, near: Neighbours, spec: ClusterSpec) -> csr_matr
         symmetrize=False,
         normalization="point-wise",
         n_reference_samples=n,
-        n_jobs=spec.threads if n >= _SMALL_MAP else 1,
+        n_jobs=_threads(n, spec),
     )
     to_asked = csr_matrix(conditional[:, rows_F].T)
     to_asked = csr_matrix((to_asked.data, rows[to_asked.indices], to_asked.indptr), shape=(len(rows_F), n))
@@ -213,7 +212,7 @@ def kl_divergence(embedding_N2: Positions, *arguments: Any, **named: Any) -> tup
 
 def _embedding_of(near: Neighbours, spec: ClusterSpec) -> Callable[[Positions], TSNEEmbedding]:
     """What makes an embedding of positions, with affinities that are computed once."""
-    threads = spec.threads if len(near.ids_NK) >= _SMALL_MAP else 1
+    threads = _threads(len(near.ids_NK), spec)
     affinities = PerplexityBasedNN(
         perplexity=_perplexity(near, spec),
         knn_index=PrecomputedNeighbors(near.ids_NK, _distances(near.similarities_NK)),
@@ -223,6 +222,10 @@ def _embedding_of(near: Neighbours, spec: ClusterSpec) -> Callable[[Positions], 
     return lambda positions_N2: TSNEEmbedding(
         positions_N2, affinities, negative_gradient_method=kl_divergence, n_jobs=threads, random_state=spec.seed
     )
+
+
+def _threads(n: int, spec: ClusterSpec) -> int:
+    return spec.threads if n >= _SMALL_MAP else 1
 
 
 def _perplexity(near: Neighbours, spec: ClusterSpec) -> float:
